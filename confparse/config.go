@@ -1,0 +1,81 @@
+// Package confparse turns the text of a wg-quick config file into a Config and
+// back. It makes no system call: the caller reads the file and says its name.
+package confparse
+
+import "net/netip"
+
+// Config is a parsed config file: wg-quick's own keys, and wg's part in Device.
+type Config struct {
+	Path string // as given to Parse, for messages
+
+	Addresses []Address
+	DNS       []string // servers, in file order
+	DNSSearch []string // search domains, in file order
+	MTU       int      // 0: not set
+	Table     string   // as written; "" and "auto" are the default strategy, "off" is no routes
+	PreUp     []string // hooks keep their text, comment signs too
+	PostUp    []string
+	PreDown   []string
+	PostDown  []string
+	// SaveConfig asks `down` to write the running state back to the file.
+	SaveConfig bool
+
+	Device   Device
+	Warnings []string // wg's own warnings, as AllowedIPs with host bits set
+
+	// Lines is the file, NUL bytes dropped, split at each newline; wg's lines
+	// are the ones for which WGLine is true. Strip and Save read them.
+	Lines []Line
+}
+
+// Line is one line of the file as `read -r` of bash gives it.
+type Line struct {
+	Text   string
+	WGLine bool // belongs to wg's part: what `strip` prints
+}
+
+// Address is one entry of Address=.
+type Address struct {
+	Text   string // as written, for trace lines
+	Prefix netip.Prefix
+	Line   int // line number in the file, from 1
+}
+
+// Key is a WireGuard key. It formats as "(hidden)" with every verb, so that no
+// message can carry one; Bytes and String64 give the value to who needs it.
+type Key [32]byte
+
+// Device is wg's part of the file, as `wg addconf` would apply it: a nil field
+// leaves the device's value as it is.
+type Device struct {
+	PrivateKey *Key
+	ListenPort *int
+	FwMark     *uint32 // 0: `off`
+	Peers      []Peer
+}
+
+// Peer is one [Peer] section.
+type Peer struct {
+	PublicKey    Key
+	PresharedKey *Key // all zero: remove
+	// ReplaceAllowedIPs is false when the peer's AllowedIPs only add or remove (`+`, `-`).
+	ReplaceAllowedIPs bool
+	AllowedIPs        []AllowedIP
+	Endpoint          *Endpoint
+	Keepalive         *uint16 // seconds; 0: `off`
+	Line              int     // line of the [Peer] header, from 1
+}
+
+// AllowedIP is one entry of AllowedIPs=; Remove is the `-` prefix.
+type AllowedIP struct {
+	Prefix netip.Prefix // masked
+	Remove bool
+}
+
+// Endpoint is Endpoint= as written. Addr is set by the parser when Host is an
+// address and Port a number, else by whoever resolves the name.
+type Endpoint struct {
+	Host, Port string
+	Addr       netip.AddrPort
+	Line       int
+}

@@ -1,0 +1,75 @@
+// Package facts holds what was read from the system, as plain types: the input
+// of the strategies beside the Config. It reads nothing itself.
+package facts
+
+import "net/netip"
+
+// Facts is one reading of one network namespace.
+type Facts struct {
+	Device Device  // the tunnel as the kernel (or the userspace daemon) has it
+	Links  []Link  // all links of the namespace
+	Addrs  []Addr  // addresses of the tunnel
+	Routes []Route // all routes of both families, table local left out
+	Rules  []Rule  // all rules of both families, in the kernel's order
+	IPv6   bool    // the namespace has IPv6 at all
+
+	SrcValidMark int                // net.ipv4.conf.all.src_valid_mark
+	PathMTU      map[netip.Addr]int // per endpoint: route's mtu metric, else the device's MTU
+	DefaultMTU   int                // same for the IPv4 default route; 0: there is none
+	TableNames   map[string]uint32  // /etc/iproute2/rt_tables and rt_tables.d
+	NFTables     bool               // the kernel takes nf_tables requests
+}
+
+// Device is the WireGuard side of the tunnel.
+type Device struct {
+	Name       string
+	Index      int
+	Kernel     bool // false: a userspace implementation serves it
+	FwMark     uint32
+	ListenPort int
+	Peers      []Peer
+}
+
+// Peer is one peer as the device has it. Keys are left out: no strategy needs them.
+type Peer struct {
+	Endpoint   netip.AddrPort // zero: none
+	AllowedIPs []netip.Prefix
+}
+
+// Link is one network interface.
+type Link struct {
+	Name  string
+	Index int
+	MTU   int
+	Up    bool
+	Type  string // IFLA_INFO_KIND: "wireguard", "veth", ...; "" for hardware
+}
+
+// Addr is one address of the tunnel.
+type Addr struct {
+	Prefix netip.Prefix // address with its length, not masked
+}
+
+// Route is one route. Multipath routes carry the first hop's device.
+type Route struct {
+	Dst      netip.Prefix // the family's /0 for a default route
+	Table    uint32
+	Index    int // output interface, 0: none
+	Gateway  netip.Addr
+	Metric   uint32 // rtm priority
+	MTU      int
+	Protocol int
+	Type     int // RTN_UNICAST and so on
+}
+
+// Rule is one routing rule.
+type Rule struct {
+	IPv6              bool
+	Priority          uint32
+	Invert            bool
+	FwMark            uint32
+	FwMask            uint32
+	Table             uint32
+	SuppressPrefixLen int          // -1: none
+	Src, Dst          netip.Prefix // zero: all
+}

@@ -1,0 +1,273 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"wg-quickns/confparse"
+)
+
+// Kinds of steps, as the journal spells them.
+const (
+	KindLink   = "link"
+	KindLinkUp = "linkup"
+	KindAddr   = "addr"
+	KindRoute  = "route"
+	KindRule   = "rule"
+	KindWG     = "wg"
+	KindFwMark = "fwmark"
+	KindNft    = "nft"
+	KindSysctl = "sysctl"
+	KindDNS    = "dns"
+	KindHook   = "hook"
+)
+
+// Link creates the tunnel's interface, or deletes it.
+type Link struct {
+	Name   string `json:"name"`
+	Delete bool   `json:"delete,omitempty"`
+	// Index is the interface to delete; 0 deletes the WireGuard interface of that name.
+	Index int `json:"index,omitempty"`
+	// Userspace is the program that serves the interface, "" for the kernel.
+	Userspace string `json:"userspace,omitempty"`
+}
+
+func (Link) Kind() string { return KindLink }
+
+func (s Link) Commands() []string {
+	if s.Delete {
+		return []string{"ip link delete dev " + s.Name}
+	}
+	return []string{"ip link add dev " + s.Name + " type wireguard"}
+}
+
+// LinkUp sets the MTU and brings the interface up, in one request.
+type LinkUp struct {
+	Name string `json:"name"`
+	MTU  int    `json:"mtu"`
+}
+
+func (LinkUp) Kind() string { return KindLinkUp }
+
+func (s LinkUp) Commands() []string {
+	return []string{fmt.Sprintf("ip link set mtu %d up dev %s", s.MTU, s.Name)}
+}
+
+// Prefix is an address or a route's destination; Text is how the command line spells it.
+type Prefix struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Text   string       `json:"text,omitempty"`
+}
+
+func (p Prefix) String() string {
+	if p.Text != "" {
+		return p.Text
+	}
+	return p.Prefix.String()
+}
+
+// Family is ip(8)'s flag for the prefix's address family.
+func (p Prefix) Family() string { return family(p.Prefix.Addr().Is6()) }
+
+func family(v6 bool) string {
+	if v6 {
+		return "-6"
+	}
+	return "-4"
+}
+
+// Addr puts addresses on an interface (or takes them away), as one batch.
+type Addr struct {
+	Link   string   `json:"link"`
+	Delete bool     `json:"delete,omitempty"`
+	List   []Prefix `json:"list"`
+}
+
+func (Addr) Kind() string { return KindAddr }
+
+func (s Addr) Commands() []string {
+	out := make([]string, len(s.List))
+	for i, p := range s.List {
+		out[i] = fmt.Sprintf("ip %s address %s %s dev %s", p.Family(), verb(s.Delete), p, s.Link)
+	}
+	return out
+}
+
+func verb(del bool) string {
+	if del {
+		return "delete"
+	}
+	return "add"
+}
+
+// Route adds routes by an interface to one table (or deletes them), as one batch.
+type Route struct {
+	Link   string `json:"link"`
+	Delete bool   `json:"delete,omitempty"`
+	Table  uint32 `json:"table,omitempty"` // 0: main
+	// TableText is how the command line spells the table; "" leaves it out.
+	TableText string   `json:"tableText,omitempty"`
+	List      []Prefix `json:"list"`
+}
+
+func (Route) Kind() string { return KindRoute }
+
+func (s Route) Commands() []string {
+	table := ""
+	if s.TableText != "" {
+		table = " table " + s.TableText
+	}
+	out := make([]string, len(s.List))
+	for i, p := range s.List {
+		out[i] = fmt.Sprintf("ip %s route %s %s dev %s%s", p.Family(), verb(s.Delete), p, s.Link, table)
+	}
+	return out
+}
+
+// Rule adds one routing rule, or deletes it. Priority is always given: the plan
+// chooses what the kernel would have chosen, so that it is known before it is made.
+type Rule struct {
+	IPv6     bool   `json:"ipv6,omitempty"`
+	Delete   bool   `json:"delete,omitempty"`
+	Priority uint32 `json:"priority"`
+	// NotFwMark is `not fwmark M`; 0 matches every packet.
+	NotFwMark uint32       `json:"notFwmark,omitempty"`
+	To        netip.Prefix `json:"to,omitzero"` // zero: all
+	Table     uint32       `json:"table"`       // 254: main
+	// SuppressPrefixLen is suppress_prefixlength, -1 for none.
+	SuppressPrefixLen int `json:"suppressPrefixlength"`
+}
+
+// TableMain is RT_TABLE_MAIN of linux/rtnetlink.h.
+const TableMain = 254
+
+func (Rule) Kind() string { return KindRule }
+
+func (s Rule) Commands() []string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "ip %s rule %s", family(s.IPv6), verb(s.Delete))
+	if s.To.IsValid() {
+		fmt.Fprintf(&b, " to %s", s.To)
+	}
+	if s.NotFwMark != 0 && !s.Delete {
+		fmt.Fprintf(&b, " not fwmark %d", s.NotFwMark)
+	}
+	if s.Table == TableMain {
+		b.WriteString(" table main")
+	} else {
+		fmt.Fprintf(&b, " table %d", s.Table)
+	}
+	if s.SuppressPrefixLen >= 0 {
+		fmt.Fprintf(&b, " suppress_prefixlength %d", s.SuppressPrefixLen)
+	}
+	return []string{b.String()}
+}
+
+// WG applies wg's part of the config to the interface additively, as `wg addconf`.
+type WG struct {
+	Link   string            `json:"link"`
+	Device *confparse.Device `json:"-"` // holds keys: never encoded
+}
+
+func (WG) Kind() string { return KindWG }
+
+func (s WG) Commands() []string { return []string{"wg addconf " + s.Link + " /dev/fd/63"} }
+
+// FwMark sets the device's fwmark.
+type FwMark struct {
+	Link string `json:"link"`
+	Mark uint32 `json:"mark"`
+}
+
+func (FwMark) Kind() string { return KindFwMark }
+
+func (s FwMark) Commands() []string {
+	return []string{fmt.Sprintf("wg set %s fwmark %d", s.Link, s.Mark)}
+}
+
+// Nft adds the table wg-quick-LINK of one family (or deletes those of both):
+// what is addressed to the tunnel but comes from elsewhere is dropped, and the
+// mark of the tunnel's own UDP is kept in conntrack for replies.
+type Nft struct {
+	Link   string       `json:"link"`
+	Delete bool         `json:"delete,omitempty"`
+	IPv6   bool         `json:"ipv6,omitempty"`
+	Mark   uint32       `json:"mark,omitempty"`
+	Addrs  []netip.Addr `json:"addrs,omitempty"` // the tunnel's addresses of that family
+	// Handle is the kernel's handle of the table, 0 when not known.
+	Handle uint64 `json:"handle,omitempty"`
+}
+
+func (Nft) Kind() string { return KindNft }
+
+func (s Nft) Commands() []string { return []string{"nft -f /dev/fd/63"} }
+
+// TableName is the nft table's name.
+func (s Nft) TableName() string { return "wg-quick-" + s.Link }
+
+// Comment marks the same rules where they are made by iptables-restore.
+func (s Nft) Comment() string { return "wg-quick(8) rule for " + s.Link }
+
+// Sysctl sets one sysctl.
+type Sysctl struct {
+	Name  string `json:"name"` // with dots, as net.ipv4.conf.all.src_valid_mark
+	Value string `json:"value"`
+}
+
+func (Sysctl) Kind() string { return KindSysctl }
+
+func (s Sysctl) Commands() []string {
+	return []string{fmt.Sprintf("sysctl -q %s=%s", s.Name, s.Value)}
+}
+
+// DNS gives the interface's servers and search domains to resolvconf, or takes them back.
+type DNS struct {
+	Link    string   `json:"link"`
+	Delete  bool     `json:"delete,omitempty"`
+	Prefix  string   `json:"prefix,omitempty"` // of resolvconf's interface-order, with its dot: "tun."
+	Servers []string `json:"servers,omitempty"`
+	Search  []string `json:"search,omitempty"`
+}
+
+func (DNS) Kind() string { return KindDNS }
+
+func (s DNS) Commands() []string {
+	if s.Delete {
+		return []string{"resolvconf -d " + s.Prefix + s.Link + " -f"}
+	}
+	return []string{"resolvconf -a " + s.Prefix + s.Link + " -m 0 -x"}
+}
+
+// Hook runs one shell command of the config. `%i` is already replaced.
+type Hook struct {
+	Command string              `json:"command"`
+	Phase   string              `json:"phase"` // PreUp, PostUp, PreDown, PostDown
+	Vars    map[string]string   `json:"vars,omitempty"`
+	Arrays  map[string][]string `json:"arrays,omitempty"`
+}
+
+func (Hook) Kind() string { return KindHook }
+
+func (s Hook) Commands() []string { return []string{s.Command} }
+
+// MarshalText writes the prefix alone where Text says nothing more.
+func (p Prefix) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads an address, which stands for its full length, or a prefix.
+func (p *Prefix) UnmarshalText(b []byte) error {
+	s := string(b)
+	if a, err := netip.ParseAddr(s); err == nil {
+		*p = Prefix{netip.PrefixFrom(a, a.BitLen()), s}
+		return nil
+	}
+	x, err := netip.ParsePrefix(s)
+	if err != nil {
+		return err
+	}
+	*p = Prefix{Prefix: x}
+	if x.String() != s {
+		p.Text = s
+	}
+	return nil
+}
