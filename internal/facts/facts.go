@@ -13,11 +13,14 @@ type Facts struct {
 	Rules  []Rule  // all rules of both families, in the kernel's order
 	IPv6   bool    // the namespace has IPv6 at all
 
-	SrcValidMark int                // net.ipv4.conf.all.src_valid_mark
-	PathMTU      map[netip.Addr]int // per endpoint: route's mtu metric, else the device's MTU
-	DefaultMTU   int                // same for the IPv4 default route; 0: there is none
-	TableNames   map[string]uint32  // /etc/iproute2/rt_tables and rt_tables.d
-	NFTables     bool               // the kernel takes nf_tables requests
+	SrcValidMark int // net.ipv4.conf.all.src_valid_mark
+	// SrcValidMarkHome is the value other tunnels' records will put back, "" if none will.
+	SrcValidMarkHome string
+
+	PathMTU    map[netip.Addr]int // per endpoint: route's mtu metric, else the device's MTU
+	DefaultMTU int                // same for the IPv4 default route; 0: there is none
+	TableNames map[string]uint32  // /etc/iproute2/rt_tables and rt_tables.d
+	NFTables   bool               // the kernel takes nf_tables requests
 }
 
 // Device is the WireGuard side of the tunnel.

@@ -79,9 +79,12 @@ func family(v6 bool) string {
 
 // Addr puts addresses on an interface (or takes them away), as one batch.
 type Addr struct {
-	Link   string   `json:"link"`
-	Delete bool     `json:"delete,omitempty"`
-	List   []Prefix `json:"list"`
+	Link   string `json:"link"`
+	Delete bool   `json:"delete,omitempty"`
+	// NoPrefixRoute keeps the kernel from adding the subnet's route to table
+	// main (IFA_F_NOPREFIXROUTE of linux/if_addr.h).
+	NoPrefixRoute bool     `json:"noPrefixRoute,omitempty"`
+	List          []Prefix `json:"list"`
 }
 
 func (Addr) Kind() string { return KindAddr }
@@ -90,6 +93,9 @@ func (s Addr) Commands() []string {
 	out := make([]string, len(s.List))
 	for i, p := range s.List {
 		out[i] = fmt.Sprintf("ip %s address %s %s dev %s", p.Family(), verb(s.Delete), p, s.Link)
+		if s.NoPrefixRoute {
+			out[i] += " noprefixroute"
+		}
 	}
 	return out
 }
@@ -195,13 +201,24 @@ type Nft struct {
 	IPv6   bool         `json:"ipv6,omitempty"`
 	Mark   uint32       `json:"mark,omitempty"`
 	Addrs  []netip.Addr `json:"addrs,omitempty"` // the tunnel's addresses of that family
+	// IPTables says that the kernel has no nf_tables: the same rules are made by
+	// iptables-restore, marked by Comment.
+	IPTables bool `json:"iptables,omitempty"`
 	// Handle is the kernel's handle of the table, 0 when not known.
 	Handle uint64 `json:"handle,omitempty"`
 }
 
 func (Nft) Kind() string { return KindNft }
 
-func (s Nft) Commands() []string { return []string{"nft -f /dev/fd/63"} }
+func (s Nft) Commands() []string {
+	switch {
+	case !s.IPTables:
+		return []string{"nft -f /dev/fd/63"}
+	case s.IPv6:
+		return []string{"ip6tables-restore -n"}
+	}
+	return []string{"iptables-restore -n"}
+}
 
 // TableName is the nft table's name.
 func (s Nft) TableName() string { return "wg-quick-" + s.Link }

@@ -1,0 +1,162 @@
+package strategies
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/facts"
+	"wg-quickns/internal/plan"
+)
+
+// Strategy plans how traffic gets into a tunnel that is up.
+type Strategy func(*confparse.Config, *facts.Facts) ([]plan.Action, error)
+
+// Routes plans the routes of all allowed IPs by the config's Table.
+func Routes(cfg *confparse.Config, f *facts.Facts) ([]plan.Action, error) {
+	switch {
+	case cfg.Table == "off":
+		return nil, nil
+	case automatic(cfg):
+		return Auto(cfg, f)
+	}
+	table, err := tableNumber(cfg.Table, f.TableNames)
+	if err != nil {
+		return nil, err
+	}
+	return routeBatch(plan.Route{Link: f.Device.Name, Table: table, TableText: cfg.Table}, allowed(f), "Table of the config"), nil
+}
+
+// automatic says whether the default strategy routes: Table is unset or `auto`.
+func automatic(cfg *confparse.Config) bool { return cfg.Table == "" || cfg.Table == "auto" }
+
+// tableNumber resolves a table as ip(8) does: a name of rt_tables, else a number.
+func tableNumber(text string, names map[string]uint32) (uint32, error) {
+	if n, ok := names[text]; ok {
+		return n, nil
+	}
+	n, err := strconv.ParseUint(text, 0, 32)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("table `%s' is neither a number nor a name in rt_tables", text)
+	}
+	return uint32(n), nil
+}
+
+// routeBatch is one step for many destinations; none gives no action.
+func routeBatch(step plan.Route, dst []netip.Prefix, why string) []plan.Action {
+	if len(dst) == 0 {
+		return nil
+	}
+	step.List = make([]plan.Prefix, len(dst))
+	for i, p := range dst {
+		step.List[i].Prefix = p
+	}
+	return []plan.Action{{Do: step, Why: why}}
+}
+
+// allowed lists all allowed IPs in wg-quick's order: longest prefix first, then
+// backwards by text (`sort -nr -k 2 -t /` in the C locale).
+func allowed(f *facts.Facts) []netip.Prefix {
+	type entry struct {
+		prefix netip.Prefix
+		text   string
+	}
+	var list []entry
+	for _, peer := range f.Device.Peers {
+		for _, p := range peer.AllowedIPs {
+			list = append(list, entry{p, p.String()})
+		}
+	}
+	slices.SortFunc(list, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(b.prefix.Bits(), a.prefix.Bits()), cmp.Compare(b.text, a.text))
+	})
+	out := make([]netip.Prefix, len(list))
+	for i, e := range list {
+		out[i] = e.prefix
+	}
+	return out
+}
+
+// onDevice is the set of main-table destinations routed by the tunnel already.
+func onDevice(f *facts.Facts) map[netip.Prefix]bool {
+	set := make(map[netip.Prefix]bool)
+	for _, r := range f.Routes {
+		if r.Index == f.Device.Index && r.Table == plan.TableMain {
+			set[r.Dst] = true
+		}
+	}
+	return set
+}
+
+// covered says whether p or a shorter prefix around it is in the set, as
+// `ip route show dev DEVICE match P` would list it.
+func covered(set map[netip.Prefix]bool, p netip.Prefix) bool {
+	for bits := p.Bits(); bits >= 0; bits-- {
+		if set[netip.PrefixFrom(p.Addr(), bits).Masked()] {
+			return true
+		}
+	}
+	return false
+}
+
+// subnets lists what the kernel routes by itself for the config's addresses.
+func subnets(cfg *confparse.Config) []netip.Prefix {
+	var out []netip.Prefix
+	for _, a := range cfg.Addresses {
+		if !a.Prefix.IsSingleIP() {
+			out = append(out, a.Prefix.Masked())
+		}
+	}
+	return out
+}
+
+// swallowed lists the tunnel's own routes, of those that the config asks for,
+// that would take its encrypted packets to an endpoint back into it: the endpoint
+// is inside, and no route by another interface is a better match.
+func swallowed(cfg *confparse.Config, f *facts.Facts) []netip.Prefix {
+	if !automatic(cfg) {
+		return nil
+	}
+	mine := make(map[netip.Prefix]bool)
+	for _, p := range append(subnets(cfg), allowed(f)...) {
+		mine[p] = p.Bits() > 0 // a /0 is the strategy's own matter
+	}
+	others := mainByOthers(f)
+	found := make(map[netip.Prefix]bool)
+	var out []netip.Prefix
+	for _, peer := range f.Device.Peers {
+		a := peer.Endpoint.Addr().WithZone("")
+		for bits := a.BitLen(); bits > 0; bits-- {
+			p := netip.PrefixFrom(a, bits).Masked()
+			if others[p] {
+				break
+			}
+			if mine[p] && !found[p] {
+				found[p] = true
+				out = append(out, p)
+			}
+		}
+	}
+	// Shortest first: a later rule gets a lower priority number and is asked first.
+	slices.SortStableFunc(out, func(a, b netip.Prefix) int { return cmp.Compare(a.Bits(), b.Bits()) })
+	return out
+}
+
+// mainByOthers is the set of main-table destinations that other interfaces route
+// with a metric no worse than the kernel's own for the tunnel's subnets.
+func mainByOthers(f *facts.Facts) map[netip.Prefix]bool {
+	set := make(map[netip.Prefix]bool)
+	for _, r := range f.Routes {
+		kernelMetric := uint32(0)
+		if r.Dst.Addr().Is6() {
+			kernelMetric = 256 // IP6_RT_PRIO_ADDRCONF, net/ip6_route.h
+		}
+		if r.Index != f.Device.Index && r.Table == plan.TableMain && r.Metric <= kernelMetric {
+			set[r.Dst] = true
+		}
+	}
+	return set
+}
