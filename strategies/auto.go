@@ -13,9 +13,9 @@ import (
 // firstTable is where wg-quick begins to look for an unused table.
 const firstTable = 51820
 
-// srcValidMark lets the reverse path filter use a packet's mark: without it a
+// SrcValidMark lets the reverse path filter use a packet's mark: without it a
 // strict filter drops the encrypted replies (ip-sysctl.rst, src_valid_mark).
-const srcValidMark = "net.ipv4.conf.all.src_valid_mark"
+const SrcValidMark = "net.ipv4.conf.all.src_valid_mark"
 
 // Auto is wg-quick's own strategy. A /0 goes into a table of its own, which
 // everything but the tunnel's own marked packets looks up after the specific
@@ -151,8 +151,8 @@ func (m *marking) firewall(v6 bool) []plan.Action {
 			value = strconv.Itoa(m.f.SrcValidMark)
 		}
 		actions = append(actions, plan.Action{
-			Do:   plan.Sysctl{Name: srcValidMark, Value: "1"},
-			Undo: []plan.Step{plan.Sysctl{Name: srcValidMark, Value: value}},
+			Do:   plan.Sysctl{Name: SrcValidMark, Value: "1"},
+			Undo: []plan.Step{plan.Sysctl{Name: SrcValidMark, Value: value}},
 			Why:  "the reverse path filter must see the mark of encrypted replies",
 		})
 	}

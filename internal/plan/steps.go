@@ -262,6 +262,7 @@ type Hook struct {
 	Phase   string              `json:"phase"` // PreUp, PostUp, PreDown, PostDown
 	Vars    map[string]string   `json:"vars,omitempty"`
 	Arrays  map[string][]string `json:"arrays,omitempty"`
+	Env     map[string]string   `json:"env,omitempty"` // exported, beside PATH and LC_ALL
 }
 
 func (Hook) Kind() string { return KindHook }
