@@ -1,5 +1,11 @@
 // Package confparse turns the text of a wg-quick config file into a Config and
 // back. It makes no system call: the caller reads the file and says its name.
+//
+// A file is read twice, by wg-quick's rules and then by wg's, since the two
+// disagree on what a section, a comment and white space are (wg-quick(8) and
+// config.c of wireguard-tools 1.0.20260223). For each, a filter writes the lines
+// that matter in a form that gopkg.in/ini.v1 cannot misread, and ini.v1 groups
+// them.
 package confparse
 
 import "net/netip"
@@ -12,6 +18,7 @@ type Config struct {
 	DNS       []string // servers, in file order
 	DNSSearch []string // search domains, in file order
 	MTU       int      // 0: not set
+	MTUText   string   // as written, for trace lines; "": not set
 	Table     string   // as written; "" and "auto" are the default strategy, "off" is no routes
 	PreUp     []string // hooks keep their text, comment signs too
 	PostUp    []string
@@ -25,10 +32,15 @@ type Config struct {
 
 	// Lines is the file, NUL bytes dropped, split at each newline; wg's lines
 	// are the ones for which WGLine is true. Strip and Save read them.
+	// A last line of blanks only, without newline, is no line.
 	Lines []Line
+
+	mtuLine, tableLine int
+	dnsGlob            *Error // the first DNS= that is a file name pattern
 }
 
-// Line is one line of the file as `read -r` of bash gives it.
+// Line is one line of the file as `read -r` of bash gives it: without blanks
+// and tabs at its ends.
 type Line struct {
 	Text   string
 	WGLine bool // belongs to wg's part: what `strip` prints
@@ -36,22 +48,22 @@ type Line struct {
 
 // Address is one entry of Address=.
 type Address struct {
-	Text   string // as written, for trace lines
-	Prefix netip.Prefix
-	Line   int // line number in the file, from 1
+	Text   string       // as written, for trace lines
+	Prefix netip.Prefix // zero when ParseLines met what is no address
+	Line   int          // line number in the file, from 1
 }
-
-// Key is a WireGuard key. It formats as "(hidden)" with every verb, so that no
-// message can carry one; Bytes and String64 give the value to who needs it.
-type Key [32]byte
 
 // Device is wg's part of the file, as `wg addconf` would apply it: a nil field
 // leaves the device's value as it is.
 type Device struct {
 	PrivateKey *Key
 	ListenPort *int
-	FwMark     *uint32 // 0: `off`
-	Peers      []Peer
+	// ListenService is ListenPort= where it names a service: ListenPort is nil
+	// until ResolveServices looked it up.
+	ListenService     string
+	ListenServiceLine int
+	FwMark            *uint32 // 0: `off`
+	Peers             []Peer
 }
 
 // Peer is one [Peer] section.
@@ -64,6 +76,8 @@ type Peer struct {
 	Endpoint          *Endpoint
 	Keepalive         *uint16 // seconds; 0: `off`
 	Line              int     // line of the [Peer] header, from 1
+
+	hasPublicKey bool
 }
 
 // AllowedIP is one entry of AllowedIPs=; Remove is the `-` prefix.
@@ -72,8 +86,9 @@ type AllowedIP struct {
 	Remove bool
 }
 
-// Endpoint is Endpoint= as written. Addr is set by the parser when Host is an
-// address and Port a number, else by whoever resolves the name.
+// Endpoint is Endpoint= as written, without brackets. Addr is set by the parser
+// when Host is an address and Port a number, else by whoever resolves the name
+// (PortNumber reads a Port that is a number).
 type Endpoint struct {
 	Host, Port string
 	Addr       netip.AddrPort

@@ -1,0 +1,185 @@
+package confparse
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gopkg.in/ini.v1"
+)
+
+// space is what [[:space:]] of bash in the C locale and char_is_space of wg mean.
+// Other white space of Unicode is text to both.
+const space = " \t\n\v\f\r"
+
+// readLines splits data as a loop of `read -r line || [[ -n $line ]]` does:
+// NUL bytes are dropped, blanks and tabs at the ends too.
+func readLines(data []byte) []Line {
+	data = bytes.ReplaceAll(data, []byte{0}, nil)
+	var lines []Line
+	for len(data) > 0 {
+		text, rest, whole := bytes.Cut(data, []byte("\n"))
+		text = bytes.Trim(text, " \t")
+		if whole || len(text) > 0 {
+			lines = append(lines, Line{Text: string(text)})
+		}
+		data = rest
+	}
+	return lines
+}
+
+// setting is one line as wg-quick's shell parser takes it apart. Without an
+// equals sign, the whole line is both key and value.
+type setting struct {
+	key   string // in lower case
+	value string // without comment
+	whole string // with comment: what a hook keeps
+}
+
+func splitLine(text string) setting {
+	stripped, _, _ := strings.Cut(text, "#")
+	key, value, ok := strings.Cut(stripped, "=")
+	if !ok {
+		value = stripped
+	}
+	_, whole, ok := strings.Cut(text, "=")
+	if !ok {
+		whole = text
+	}
+	return setting{asciiLower(strings.Trim(key, space)), strings.Trim(value, space), strings.Trim(whole, space)}
+}
+
+// clean is a line as wg sees it: no comment, no white space anywhere.
+func clean(text string) string {
+	text, _, _ = strings.Cut(text, "#")
+	if !strings.ContainsAny(text, space) {
+		return text
+	}
+	var b strings.Builder
+	for i := range len(text) {
+		if strings.IndexByte(space, text[i]) < 0 {
+			b.WriteByte(text[i])
+		}
+	}
+	return b.String()
+}
+
+// asciiLower is strings.ToLower without Unicode, where K (Kelvin) folds to k.
+func asciiLower(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
+	return string(b)
+}
+
+// quickText is the filter for wg-quick's keys: it marks wg's lines in lines and
+// writes the others for ini.v1.
+func quickText(lines []Line) []byte {
+	var w iniWriter
+	w.section("interface")
+	inside := false
+	for i, l := range lines {
+		s := splitLine(l.Text)
+		if strings.HasPrefix(s.key, "[") {
+			inside = s.key == "[interface]"
+		}
+		if inside {
+			switch s.key {
+			case "address", "mtu", "dns", "table", "saveconfig":
+				w.key(s.key, i+1, s.value)
+				continue
+			case "preup", "postup", "predown", "postdown":
+				w.key(s.key, i+1, s.whole)
+				continue
+			}
+		}
+		lines[i].WGLine = true
+	}
+	return w.Bytes()
+}
+
+// wgText is the filter for wg's lines. Key "line" stands for those that wg does
+// not know where they are; the reader of the entries decides what that means.
+func wgText(lines []Line) []byte {
+	var w iniWriter
+	w.section("none")
+	for i, l := range lines {
+		if !l.WGLine {
+			continue
+		}
+		text := clean(l.Text)
+		if text == "" {
+			continue
+		}
+		switch section := asciiLower(text); section {
+		case "[interface]", "[peer]":
+			w.section(section[1 : len(section)-1])
+			w.key("section", i+1, "")
+			continue
+		}
+		name, value, found := strings.Cut(text, "=")
+		switch name = asciiLower(name); {
+		case !found || value == "" && name != "allowedips":
+			name = "line"
+		case !slices.Contains([]string{"listenport", "fwmark", "privatekey", "endpoint", "publickey", "allowedips", "persistentkeepalive", "presharedkey"}, name):
+			name = "line"
+		}
+		w.key(name, i+1, text)
+	}
+	return w.Bytes()
+}
+
+// iniWriter writes what ini.v1 reads back byte by byte: section and key names of
+// our own, each value with its line number in back quotes. Of a line that begins
+// its value with a back quote, ini.v1 takes all up to the last one verbatim.
+type iniWriter struct{ bytes.Buffer }
+
+func (w *iniWriter) section(name string) { fmt.Fprintf(w, "[%s]\n", name) }
+
+func (w *iniWriter) key(name string, line int, value string) {
+	fmt.Fprintf(w, "%s=`%d %s`\n", name, line, value)
+}
+
+// entry is one key of the file, in file order.
+type entry struct {
+	section, key, value string
+	line                int
+}
+
+// load reads what an iniWriter wrote.
+func load(text []byte) ([]entry, error) {
+	f, err := ini.LoadSources(ini.LoadOptions{
+		IgnoreContinuation:         true,
+		IgnoreInlineComment:        true,
+		AllowShadows:               true,
+		AllowDuplicateShadowValues: true, // without it, each value is compared with all before it
+		AllowNonUniqueSections:     true,
+		PreserveSurroundedQuote:    true,
+		KeyValueDelimiters:         "=",
+		ChildSectionDelimiter:      "\x00",
+	}, text)
+	if err != nil {
+		return nil, err
+	}
+	var out []entry
+	for _, s := range f.Sections() {
+		for _, k := range s.Keys() {
+			for _, v := range k.ValueWithShadows() { // String() would interpolate %(x)s
+				number, value, _ := strings.Cut(v, " ")
+				line, err := strconv.Atoi(number)
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, entry{s.Name(), k.Name(), value, line})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b entry) int { return cmp.Compare(a.line, b.line) })
+	return out, nil
+}
