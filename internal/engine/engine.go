@@ -1,0 +1,406 @@
+// Package engine applies a plan step by step behind a journal, and undoes it.
+// It knows no kernel: a Doer carries the steps out.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wg-quickns/internal/journal"
+	"wg-quickns/internal/plan"
+)
+
+// Doer carries steps out, in the namespace given.
+type Doer interface {
+	// Exists says whether what a step makes is there, for a Sysctl whether it has
+	// that value. For a step with Delete set it says whether what that would
+	// delete is there, with the identity the step names (ifindex, priority, handle).
+	// It is asked only about steps with an undo, or undo steps. Before a step, it is
+	// never asked of what sets rather than makes: WG, FwMark, LinkUp, DNS, Hook;
+	// after one that failed it is, DNS too.
+	Exists(context.Context, plan.NS, plan.Step) (bool, error)
+	// Do does a step, whole or not at all where the kernel allows it. Deleting
+	// what is absent succeeds. An error of a batch is a *plan.StepError.
+	Do(context.Context, plan.NS, plan.Step) (plan.Outcome, error)
+}
+
+// Stage is a part of `up` that is planned when the stages before it are done.
+type Stage struct {
+	Name string
+	// Global holds the global lock from planning to the stage's last step.
+	Global bool
+	Plan   func(context.Context) ([]plan.Action, error)
+}
+
+// Engine does and undoes one tunnel. Whoever calls it holds the lock of the
+// journal's name.
+type Engine struct {
+	Doer    Doer
+	Journal *journal.Journal
+	Root    journal.Root
+	Trace   func(command string) // nil: no trace
+	// Others lists the undo steps pending in the journals of the namespace's
+	// other tunnels. It is called under the global lock. Nil: there are none.
+	Others func() ([]plan.Step, error)
+}
+
+// finish is what undoing may take once nobody waits any more: a signal must
+// have ended the program within 5 s.
+const finish = 4 * time.Second
+
+// ErrLeft is in the error of an undo that could not do everything. The journal
+// keeps what is left, and the next `down` or `up` tries again.
+var ErrLeft = errors.New("not undone yet, try down again")
+
+// Up does the stages in order; the journal was just begun. If anything fails or
+// ctx ends it undoes everything in wg-quick's rollback order. The error holds the
+// first cause first: a *plan.StepError, the cause of ctx, or what a stage returned.
+func (e *Engine) Up(ctx context.Context, stages ...Stage) error {
+	if e.Journal.State() != journal.Half || len(e.Journal.Pending()) > 0 {
+		return errors.New("up: the journal is not a new one")
+	}
+	lock := &global{root: e.Root}
+	defer lock.release()
+	last, err := e.apply(ctx, lock, stages)
+	if err == nil {
+		return nil
+	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		err = errors.Join(cause, err)
+	}
+	fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), finish)
+	defer cancel()
+	if last != nil {
+		err = errors.Join(err, e.settle(fresh, last, err))
+	}
+	return errors.Join(err, e.undo(fresh, lock, true))
+}
+
+// attempt is a step that was begun and failed.
+type attempt struct {
+	id int
+	plan.Action
+}
+
+// apply does the stages. The attempt is the step that failed, if one did.
+func (e *Engine) apply(ctx context.Context, lock *global, stages []Stage) (*attempt, error) {
+	for _, st := range stages {
+		if st.Global {
+			if err := lock.take(ctx); err != nil {
+				return nil, err
+			}
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		actions, err := st.Plan(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range actions {
+			if last, err := e.step(ctx, lock, a); err != nil {
+				return last, err
+			}
+		}
+		if st.Global {
+			lock.release()
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return nil, e.Journal.Up()
+}
+
+// step does one action: exists? intend, do, done.
+func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attempt, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	_, shared := a.Do.(plan.Sysctl)
+	if shared && !lock.held() {
+		if err := lock.take(ctx); err != nil {
+			return nil, err
+		}
+		defer lock.release()
+	}
+	// Without an undo nothing that was there before can be lost, and the kernel
+	// itself says EEXIST.
+	if shared || makes(a.Do) && len(a.Undo) > 0 {
+		there, err := e.Doer.Exists(ctx, a.NS, a.Do)
+		if err != nil {
+			return nil, stepError(a.Do, err)
+		}
+		if there && !shared {
+			commands := a.Do.Commands()
+			e.trace(commands[:min(1, len(commands))]) // as ip(8) would have tried
+			return nil, &plan.StepError{Step: a.Do, Err: unix.EEXIST}
+		}
+		if there {
+			return nil, e.share(a)
+		}
+	}
+	id, err := e.Journal.Intend(a)
+	if err != nil {
+		return nil, err
+	}
+	out, err := e.do(ctx, a.NS, a.Do, true)
+	if err != nil {
+		return &attempt{id, a}, err
+	}
+	return nil, e.Journal.Done(id, out)
+}
+
+// share records a sysctl that has its value already: who is last to need it
+// puts the old one back, whoever set it.
+func (e *Engine) share(a plan.Action) error {
+	if len(a.Undo) == 0 {
+		return nil
+	}
+	id, err := e.Journal.Intend(a)
+	if err != nil {
+		return err
+	}
+	return e.Journal.Done(id, plan.Outcome{})
+}
+
+// settle finds out whether a failed step took effect. If that cannot be told it
+// did: undoing what is absent does no harm.
+func (e *Engine) settle(ctx context.Context, last *attempt, cause error) error {
+	if len(last.Undo) == 0 {
+		return e.Journal.Failed(last.id, false, cause)
+	}
+	applied := !errors.Is(cause, unix.EEXIST) // else it is somebody else's
+	var asking error
+	if applied {
+		var there bool
+		if there, asking = e.Doer.Exists(ctx, last.NS, last.Do); asking == nil {
+			applied = there
+		} else {
+			asking = stepError(last.Do, asking)
+		}
+	}
+	return errors.Join(asking, e.Journal.Failed(last.id, applied, cause))
+}
+
+// Down undoes everything pending, in the order of wg-quick's `down`, and removes
+// the journal. It goes on past errors. If ctx ends it still finishes, in 4 s at
+// most, and returns the cause: half a tunnel is the worst of states.
+func (e *Engine) Down(ctx context.Context) error { return e.takeDown(ctx, false) }
+
+// Rollback is Down in the order in which wg-quick undoes a failed `up`.
+func (e *Engine) Rollback(ctx context.Context) error { return e.takeDown(ctx, true) }
+
+// Recover undoes what an earlier run left, if it left anything: a new `up` calls it first.
+func (e *Engine) Recover(ctx context.Context) error {
+	if e.Journal.State() == journal.Empty {
+		return nil
+	}
+	return e.Rollback(ctx)
+}
+
+func (e *Engine) takeDown(ctx context.Context, rollback bool) error {
+	if e.Journal.State() == journal.Empty {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // nothing is touched yet
+	}
+	var begun error
+	if e.Journal.State() == journal.Complete {
+		begun = e.Journal.Down()
+	}
+	lock := &global{root: e.Root}
+	defer lock.release()
+	err := e.undo(ctx, lock, rollback)
+	if err != nil && ctx.Err() != nil {
+		fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), finish)
+		defer cancel()
+		err = errors.Join(context.Cause(ctx), e.undo(fresh, lock, rollback))
+	}
+	return errors.Join(begun, err)
+}
+
+// undoing is one undo step in its place.
+type undoing struct {
+	journal.Entry
+	n    int
+	step plan.Step
+}
+
+// undo carries out what is pending, past errors, until ctx ends.
+func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
+	var list []undoing
+	for _, entry := range slices.Backward(e.Journal.Pending()) {
+		for i, s := range entry.Undo {
+			list = append(list, undoing{entry, entry.N[i], s})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b undoing) int {
+		return plan.UndoRank(a.step, rollback) - plan.UndoRank(b.step, rollback)
+	})
+	var errs []error
+	var left []string
+	for _, u := range list {
+		if ctx.Err() == nil {
+			carried, err := e.undoStep(ctx, lock, u)
+			if err != nil {
+				errs = append(errs, err)
+			}
+			if carried {
+				continue
+			}
+		}
+		left = append(left, first(u.step))
+	}
+	if len(left) == 0 {
+		return errors.Join(append(errs, e.Journal.Remove())...)
+	}
+	if ctx.Err() != nil {
+		errs = append(errs, context.Cause(ctx))
+	}
+	return errors.Join(append(errs, fmt.Errorf("%w: %s", ErrLeft, strings.Join(left, "; ")))...)
+}
+
+// undoStep carries out one undo step, if there is something to undo; then it counts as carried out too.
+func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried bool, err error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		// Half of the time left, so that one that hangs leaves some for the others.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer cancel()
+	}
+	there := true
+	if s, ok := u.step.(plan.Sysctl); ok {
+		if !lock.held() {
+			if err := lock.take(ctx); err != nil {
+				return false, err
+			}
+			defer lock.release()
+		}
+		var needed bool
+		if needed, err = e.needed(s); err != nil {
+			return false, fmt.Errorf("who else needs %s: %w", s.Name, err)
+		}
+		if needed || u.Do == s {
+			return true, e.Journal.Undone(u.ID, u.n)
+		}
+		if do, ok := u.Do.(plan.Sysctl); ok {
+			there, err = e.Doer.Exists(ctx, u.NS, do)
+			if err == nil && !there { // somebody's later value stays
+				return true, e.Journal.Undone(u.ID, u.n)
+			}
+		}
+	} else if makes(u.step) {
+		there, err = e.Doer.Exists(ctx, u.NS, u.step)
+	}
+	if err != nil {
+		// It may be there: undoing what is absent does no harm.
+		there, err = true, stepError(u.step, err)
+	}
+	// What is absent is deleted without a word: there may be leftovers of it.
+	if _, undo := e.do(ctx, u.NS, u.step, there); undo != nil {
+		return false, errors.Join(err, undo)
+	}
+	return true, errors.Join(err, e.Journal.Undone(u.ID, u.n))
+}
+
+// needed says whether another tunnel still needs a sysctl.
+func (e *Engine) needed(s plan.Sysctl) (bool, error) {
+	if e.Others == nil {
+		return false, nil
+	}
+	steps, err := e.Others()
+	return slices.ContainsFunc(steps, func(o plan.Step) bool {
+		other, ok := o.(plan.Sysctl)
+		return ok && other.Name == s.Name
+	}), err
+}
+
+// do does a step and traces it: a single command before, as the shell would, a
+// batch after, up to the one that failed.
+func (e *Engine) do(ctx context.Context, ns plan.NS, s plan.Step, trace bool) (plan.Outcome, error) {
+	if !trace || e.Trace == nil {
+		out, err := e.Doer.Do(ctx, ns, s)
+		return out, stepError(s, err)
+	}
+	commands := s.Commands()
+	if len(commands) == 1 {
+		e.trace(commands)
+	}
+	out, err := e.Doer.Do(ctx, ns, s)
+	err = stepError(s, err)
+	if len(commands) > 1 {
+		if step := (*plan.StepError)(nil); errors.As(err, &step) {
+			commands = commands[:min(step.Index+1, len(commands))]
+		}
+		e.trace(commands)
+	}
+	return out, err
+}
+
+func (e *Engine) trace(commands []string) {
+	if e.Trace == nil {
+		return
+	}
+	for _, c := range commands {
+		e.Trace(c)
+	}
+}
+
+// stepError says which step an error is of, unless it does already.
+func stepError(s plan.Step, err error) error {
+	if step := (*plan.StepError)(nil); err == nil || errors.As(err, &step) {
+		return err
+	}
+	return &plan.StepError{Step: s, Err: err}
+}
+
+// makes says whether a step makes or deletes a thing that can be looked for.
+func makes(s plan.Step) bool {
+	switch s.Kind() {
+	case plan.KindWG, plan.KindFwMark, plan.KindLinkUp, plan.KindDNS, plan.KindHook:
+		return false
+	}
+	return true
+}
+
+// first is a step in one line.
+func first(s plan.Step) string {
+	c := s.Commands()
+	switch len(c) {
+	case 0:
+		return s.Kind()
+	case 1:
+		return c[0]
+	}
+	return fmt.Sprintf("%s and %d more", c[0], len(c)-1)
+}
+
+// global is the global lock, held or not.
+type global struct {
+	root journal.Root
+	lock *journal.Lock
+}
+
+func (g *global) held() bool { return g.lock != nil }
+
+func (g *global) take(ctx context.Context) (err error) {
+	if g.lock == nil {
+		g.lock, err = g.root.Global(ctx)
+	}
+	return err
+}
+
+func (g *global) release() {
+	if g.lock != nil {
+		g.lock.Close()
+		g.lock = nil
+	}
+}
