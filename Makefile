@@ -1,0 +1,58 @@
+# make help lists what there is.
+GO         ?= $(or $(shell command -v go),/usr/local/go/bin/go)
+PREFIX     ?= /usr/local
+VERSION    ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
+BENCHFLAGS ?= -benchtime 1x -count 7
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+SCRIPTS     = $(shell git ls-files -co --exclude-standard | xargs grep -lsE '^\#!/bin/(ba|busybox )?sh')
+BUILDFLAGS  = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+export GO
+export PATH := $(PATH):$(dir $(GO))
+export CGO_ENABLED = 0
+
+.PHONY: help build install demo test lint vuln bench man clean
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+build: ## build/wg-quickns
+	$(GO) build $(BUILDFLAGS) -o build/wg-quickns ./cmd/wg-quickns
+
+install: build ## the program and its manual under $(DESTDIR)$(PREFIX)
+	install -D -m 755 build/wg-quickns $(DESTDIR)$(PREFIX)/bin/wg-quickns
+	for page in $(wildcard man/*.[1-9]); do install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/} || exit; done
+
+demo: build ## a full tunnel between two namespaces of its own, up and down
+	./test/demo/run
+
+test: build ## everything: lint, unit and namespace tests here, the same and more on Debian's kernel under qemu
+	./test/install git mandoc shellcheck
+	$(MAKE) lint
+	./test/run
+
+lint: man ## gofmt, vet, staticcheck, govulncheck, shellcheck, mandoc
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet -tags lab,faults ./...
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) run $(STATICCHECK) -tags lab,faults ./...
+	shellcheck $(SCRIPTS)
+	@$(MAKE) --no-print-directory vuln
+
+vuln: ## known vulnerabilities; a database out of reach is a loud warning and no failure
+	@out=$$($(GO) run $(GOVULNCHECK) ./... 2>&1) && echo "$$out" || { echo "$$out"; case $$out in \
+	  *'no such host'*|*'network is unreachable'*|*'i/o timeout'*|*'connection refused'*) \
+	    echo 'WARNING: NOT CHECKED for known vulnerabilities: vuln.go.dev is out of reach from here' >&2 ;; \
+	  *) exit 1 ;; esac; }
+
+bench: build ## speed against the reference wg-quick
+	./test/reference/install
+	$(GO) test -run '^$$' -bench . $(BENCHFLAGS) -timeout 2h ./test/bench/...
+
+man: ## lint of the manual
+	$(if $(wildcard man/*.[1-9]),mandoc -T lint -W warning $(wildcard man/*.[1-9]))
+
+clean: ## removes build/
+	rm -rf build
