@@ -1,0 +1,311 @@
+package kernel
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"wg-quickns/internal/facts"
+	"wg-quickns/internal/netns"
+	"wg-quickns/internal/plan"
+)
+
+// Gather reads what a strategy needs to know of ns, for the WireGuard interface
+// link. The paths' MTUs are read only if pathMTU: one question per endpoint. A
+// read that fails is an error; only IPv6 and nf_tables may be missing.
+func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool) (*facts.Facts, error) {
+	sp, err := d.space(ns)
+	if err != nil {
+		return nil, err
+	}
+	f := &facts.Facts{}
+	if f.Links, err = sp.links(); err != nil {
+		return nil, err
+	}
+	l, err := sp.mustLink(link)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := sp.device(link)
+	if err != nil {
+		return nil, err
+	}
+	f.Device = toDevice(dev, l)
+	addrs, err := sp.addrs(l)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range addrs {
+		f.Addrs = append(f.Addrs, facts.Addr{Prefix: p})
+	}
+	if f.IPv6, err = sp.hasIPv6(); err != nil {
+		return nil, err
+	}
+	err = sp.routes(func(r facts.Route) { f.Routes = append(f.Routes, r) })
+	if err != nil {
+		return nil, err
+	}
+	if f.Rules, err = sp.rules(false); err != nil {
+		return nil, err
+	}
+	if f.IPv6 {
+		six, err := sp.rules(true)
+		if err != nil {
+			return nil, err
+		}
+		f.Rules = append(f.Rules, six...)
+	}
+	value, err := sp.sysctl("net.ipv4.conf.all.src_valid_mark")
+	if err == nil {
+		f.SrcValidMark, err = strconv.Atoi(value)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if f.TableNames, err = tableNames(rtTables); err != nil {
+		return nil, err
+	}
+	if _, f.NFTables, err = sp.nftTables(); err != nil {
+		return nil, err
+	}
+	f.DefaultMTU = defaultMTU(f)
+	if pathMTU {
+		var to []netip.Addr
+		for _, p := range f.Device.Peers {
+			to = append(to, p.Endpoint.Addr())
+		}
+		f.PathMTU, err = sp.pathMTU(ctx, to, f.Links)
+	}
+	return f, err
+}
+
+// PathMTU reads the MTU towards each address as `ip route get` shows it: the
+// route's own, else its device's. An address without a route has none.
+func (d *Doer) PathMTU(ctx context.Context, ns plan.NS, to []netip.Addr) (map[netip.Addr]int, error) {
+	sp, err := d.space(ns)
+	if err != nil {
+		return nil, err
+	}
+	links, err := sp.links()
+	if err != nil {
+		return nil, err
+	}
+	return sp.pathMTU(ctx, to, links)
+}
+
+func (sp *space) pathMTU(ctx context.Context, to []netip.Addr, links []facts.Link) (map[netip.Addr]int, error) {
+	mtus := map[netip.Addr]int{}
+	var ask []netip.Addr
+	for _, a := range to {
+		// wg-quick too leaves out an address with a zone.
+		if _, twice := mtus[a]; !twice && a.IsValid() && a.Zone() == "" {
+			mtus[a] = 0
+			ask = append(ask, a)
+		}
+	}
+	put := func(m *message, i int) (typ, flags uint16) { return m.putRouteGet(ask[i]) }
+	answered := 0
+	_, err := sp.rt.exchange(ctx, len(ask), put, func(i int, body []byte, err error) error {
+		answered++
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), // no route, unreachable
+			errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EAGAIN), // prohibit, blackhole, throw
+			errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP): // no IPv6
+			delete(mtus, ask[i])
+			return nil
+		default:
+			return fmt.Errorf("read route to %s: %w", ask[i], err)
+		}
+		mtu, index := parseMTU(body)
+		for _, l := range links {
+			if mtu == 0 && l.Index == index {
+				mtu = l.MTU
+			}
+		}
+		if mtu == 0 {
+			delete(mtus, ask[i])
+		} else {
+			mtus[ask[i]] = mtu
+		}
+		return nil
+	})
+	if err == nil && answered < len(ask) {
+		err = fmt.Errorf("read routes to endpoints: %w", unix.ENOBUFS)
+	}
+	return mtus, err
+}
+
+// parseMTU reads the mtu metric (0: none) and the output interface of a route.
+func parseMTU(body []byte) (mtu, index int) {
+	for typ, data := range attributes(body[min(unix.SizeofRtMsg, len(body)):]) {
+		switch typ {
+		case unix.RTA_OIF:
+			index = int(native32(data))
+		case unix.RTA_METRICS:
+			for typ, data := range attributes(data) {
+				if typ == unix.RTAX_MTU {
+					mtu = int(native32(data))
+				}
+			}
+		}
+	}
+	return mtu, index
+}
+
+// defaultMTU is the MTU of the route that `ip route show default` prints first:
+// the dump has the lowest metric first.
+func defaultMTU(f *facts.Facts) int {
+	for _, r := range f.Routes {
+		if r.Table != plan.TableMain || !r.Dst.Addr().Is4() || r.Dst.Bits() != 0 {
+			continue
+		}
+		if r.MTU != 0 {
+			return r.MTU
+		}
+		for _, l := range f.Links {
+			if l.Index == r.Index {
+				return l.MTU
+			}
+		}
+		return 0
+	}
+	return 0
+}
+
+// hasIPv6 is false when the kernel has none, or was booted with ipv6.disable=1.
+func (sp *space) hasIPv6() (bool, error) {
+	err := netns.DoFile(sp.ns, func() error {
+		_, err := os.Stat("/proc/thread-self/net/if_inet6")
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for IPv6: %w", err)
+	}
+	return true, nil
+}
+
+// routes calls each with every route of both families outside of table local.
+// When a dump is interrupted it starts again, with a new each-able list: each is
+// called only once the dump is whole.
+func (sp *space) routes(each func(facts.Route)) error {
+	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
+		var list []facts.Route
+		err := dump("routes", func() error {
+			list = list[:0]
+			all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+			return sp.list.RouteListFilteredIter(fam, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+				if r.Table != unix.RT_TABLE_LOCAL {
+					list = append(list, toRoute(fam, &r))
+				}
+				return true
+			})
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range list {
+			each(r)
+		}
+	}
+	return nil
+}
+
+func toRoute(fam int, r *netlink.Route) facts.Route {
+	out := facts.Route{
+		Dst: toPrefix(r.Dst), Table: uint32(r.Table), Index: r.LinkIndex, Metric: uint32(r.Priority),
+		MTU: r.MTU, Protocol: int(r.Protocol), Type: r.Type,
+	}
+	if len(r.MultiPath) > 0 {
+		out.Index = r.MultiPath[0].LinkIndex
+		r.Gw = r.MultiPath[0].Gw
+	}
+	out.Gateway, _ = netip.AddrFromSlice(r.Gw)
+	if out.Dst.Bits() <= 0 { // the library's default route is 0.0.0.0 in 16 bytes
+		out.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if fam == unix.AF_INET6 {
+			out.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+	}
+	return out
+}
+
+func (sp *space) rules(v6 bool) (list []facts.Rule, err error) {
+	fam := unix.AF_INET
+	if v6 {
+		fam = unix.AF_INET6
+	}
+	err = dump("rules", func() error {
+		rs, err := sp.list.RuleList(fam)
+		list = make([]facts.Rule, len(rs))
+		for i, r := range rs {
+			list[i] = facts.Rule{
+				IPv6: v6, Priority: uint32(r.Priority), Invert: r.Invert, FwMark: r.Mark, Table: uint32(r.Table),
+				SuppressPrefixLen: r.SuppressPrefixlen, Src: toPrefix(r.Src), Dst: toPrefix(r.Dst),
+			}
+			if r.Mask != nil {
+				list[i].FwMask = *r.Mask
+			}
+		}
+		return err
+	})
+	return list, err
+}
+
+// rtTables is where iproute2 keeps the names of routing tables, the
+// distribution's first: what comes later wins.
+var rtTables = []string{
+	"/usr/lib/iproute2/rt_tables", "/usr/lib/iproute2/rt_tables.d/*.conf",
+	"/usr/share/iproute2/rt_tables", "/usr/share/iproute2/rt_tables.d/*.conf",
+	"/etc/iproute2/rt_tables", "/etc/iproute2/rt_tables.d/*.conf",
+}
+
+// tableNames reads files of lines "NUMBER NAME", as ip-route(8) does.
+func tableNames(patterns []string) (map[string]uint32, error) {
+	names := map[string]uint32{"default": unix.RT_TABLE_DEFAULT, "main": unix.RT_TABLE_MAIN, "local": unix.RT_TABLE_LOCAL}
+	for _, p := range patterns {
+		files, err := filepath.Glob(p)
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			if err := readTableNames(file, names); err != nil {
+				return nil, fmt.Errorf("read names of routing tables: %w", err)
+			}
+		}
+	}
+	return names, nil
+}
+
+func readTableNames(file string, names map[string]uint32) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		text, _, _ := strings.Cut(lines.Text(), "#")
+		words := strings.Fields(text)
+		if len(words) < 2 {
+			continue
+		}
+		if n, err := strconv.ParseUint(words[0], 0, 32); err == nil {
+			names[words[1]] = uint32(n)
+		}
+	}
+	return lines.Err()
+}

@@ -1,0 +1,268 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"wg-quickns/internal/facts"
+	"wg-quickns/internal/plan"
+)
+
+// uapiDir is where userspace implementations put their sockets, one per
+// interface name and file system: https://www.wireguard.com/xplatform/
+const uapiDir = "/var/run/wireguard"
+
+func uapiPath(name string) string { return filepath.Join(uapiDir, name+".sock") }
+
+// served says whether a program answers on the interface's UAPI socket.
+func served(name string) bool {
+	c, err := net.DialTimeout("unix", uapiPath(name), time.Second)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+func noLink(name string) error {
+	return fmt.Errorf("interface %s: %w", name, unix.ENODEV)
+}
+
+func toLink(l netlink.Link) facts.Link {
+	a := l.Attrs()
+	kind := l.Type()
+	if kind == "device" { // what the library calls a link without IFLA_INFO_KIND
+		kind = ""
+	}
+	if kind == "tuntap" {
+		kind = "tun"
+	}
+	return facts.Link{Name: a.Name, Index: a.Index, MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, Type: kind}
+}
+
+func (sp *space) linkByName(name string) (link facts.Link, found bool, err error) {
+	l, err := sp.list.LinkByName(name)
+	var none netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &none):
+		return link, false, nil
+	case err != nil:
+		return link, false, fmt.Errorf("read interface %s: %w", name, err)
+	}
+	return toLink(l), true, nil
+}
+
+func (sp *space) mustLink(name string) (facts.Link, error) {
+	l, found, err := sp.linkByName(name)
+	if err == nil && !found {
+		err = noLink(name)
+	}
+	return l, err
+}
+
+// maxDumps is how often a dump is tried that others' changes interrupt.
+const maxDumps = 50
+
+// dump repeats a dump until the kernel says nothing changed while it ran
+// (NLM_F_DUMP_INTR): half an answer is none.
+func dump(what string, try func() error) error {
+	var err error
+	for range maxDumps {
+		if err = try(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("list %s: %w", what, err)
+	}
+	return nil
+}
+
+func (sp *space) links() (list []facts.Link, err error) {
+	err = dump("interfaces", func() error {
+		ls, err := sp.list.LinkList()
+		list = make([]facts.Link, len(ls))
+		for i, l := range ls {
+			list[i] = toLink(l)
+		}
+		return err
+	})
+	return list, err
+}
+
+func (sp *space) addrs(l facts.Link) (list []netip.Prefix, err error) {
+	dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: l.Index}}
+	err = dump("addresses of "+l.Name, func() error {
+		as, err := sp.list.AddrList(dev, unix.AF_UNSPEC)
+		list = make([]netip.Prefix, 0, len(as))
+		for _, a := range as {
+			list = append(list, toPrefix(a.IPNet))
+		}
+		return err
+	})
+	return list, err
+}
+
+// toPrefix is zero for nil. The address keeps its bits behind the mask.
+func toPrefix(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a, bits)
+}
+
+// Links lists the interfaces of ns.
+func (d *Doer) Links(ns plan.NS) ([]facts.Link, error) {
+	sp, err := d.space(ns)
+	if err != nil {
+		return nil, err
+	}
+	return sp.links()
+}
+
+// Link reads one interface of ns.
+func (d *Doer) Link(ns plan.NS, name string) (l facts.Link, found bool, err error) {
+	sp, err := d.space(ns)
+	if err != nil {
+		return l, false, err
+	}
+	return sp.linkByName(name)
+}
+
+// Addresses lists the addresses of an interface with their lengths, in the order
+// `ip -brief address show` prints them.
+func (d *Doer) Addresses(ns plan.NS, name string) ([]netip.Prefix, error) {
+	sp, err := d.space(ns)
+	if err != nil {
+		return nil, err
+	}
+	l, err := sp.mustLink(name)
+	if err != nil {
+		return nil, err
+	}
+	return sp.addrs(l)
+}
+
+// WireGuards names the WireGuard interfaces as `wg show interfaces` does: the
+// kernel's of the namespace, and those with a UAPI socket that somebody serves.
+func (d *Doer) WireGuards(ns plan.NS) ([]string, error) {
+	sp, err := d.space(ns)
+	if err != nil {
+		return nil, err
+	}
+	links, err := sp.links()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, l := range links {
+		if l.Type == "wireguard" {
+			names = append(names, l.Name)
+		}
+	}
+	socks, err := os.ReadDir(uapiDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list userspace WireGuard interfaces: %w", err)
+	}
+	for _, f := range socks {
+		name, ok := strings.CutSuffix(f.Name(), ".sock")
+		if ok && f.Type() == fs.ModeSocket && served(name) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// userspaceWait is how long a userspace program may take to be there, and after
+// its interface is deleted to be gone.
+const userspaceWait = 5 * time.Second
+
+// until polls ok, for at most userspaceWait.
+func until(ctx context.Context, ok func() (bool, error)) (bool, error) {
+	for end := time.Now().Add(userspaceWait); ; {
+		done, err := ok()
+		if done || err != nil || time.Now().After(end) {
+			return done, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (d *Doer) addLink(ctx context.Context, ns plan.NS, sp *space, s plan.Link) (plan.Outcome, error) {
+	undo := plan.Link{Name: s.Name, Delete: true}
+	err := sp.one(ctx, false, func(m *message) (typ, flags uint16) { return m.putLinkAdd(s.Name) })
+	if errors.Is(err, unix.EOPNOTSUPP) && d.opt.Userspace != nil {
+		undo.Userspace, err = d.opt.Userspace(ctx, ns, s.Name)
+		if err == nil {
+			ok, werr := until(ctx, func() (bool, error) {
+				_, there, err := sp.linkByName(s.Name)
+				return there && served(s.Name), err
+			})
+			if err = werr; err == nil && !ok {
+				err = fmt.Errorf("%s did not make the interface in %v: %w", undo.Userspace, userspaceWait, unix.ETIMEDOUT)
+			}
+		}
+	}
+	if err != nil {
+		return plan.Outcome{}, err
+	}
+	l, err := sp.mustLink(s.Name)
+	if err != nil {
+		return plan.Outcome{}, err
+	}
+	undo.Index = l.Index
+	return plan.Outcome{Undo: []plan.Step{undo}}, nil
+}
+
+// deleteLink deletes a link that is certainly the tunnel: of the right name, of
+// the right index if that is known, and one that WireGuard serves. Any other of
+// that name is somebody else's, and the tunnel is gone.
+func (sp *space) deleteLink(ctx context.Context, s plan.Link) error {
+	l, there, err := sp.linkByName(s.Name)
+	if err != nil {
+		return err
+	}
+	userspace := l.Type == "tun" && (s.Userspace != "" && s.Index != 0 || served(s.Name))
+	if there && (s.Index == 0 || s.Index == l.Index) && (l.Type == "wireguard" || userspace) {
+		if err := sp.one(ctx, true, func(m *message) (typ, flags uint16) { return m.putLinkDelete(l.Index) }); err != nil {
+			return err
+		}
+	}
+	if userspace || s.Userspace != "" {
+		return removeSocket(ctx, s.Name)
+	}
+	return nil
+}
+
+// removeSocket waits for a program whose interface is gone to end, so that a new
+// one can take the name, and removes the socket when it left it behind.
+func removeSocket(ctx context.Context, name string) error {
+	if _, err := until(ctx, func() (bool, error) { return !served(name), nil }); err != nil {
+		return err
+	}
+	if served(name) {
+		return nil // an interface of that name in another namespace
+	}
+	if err := os.Remove(uapiPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the socket of %s: %w", name, err)
+	}
+	return nil
+}

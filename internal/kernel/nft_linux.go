@@ -1,0 +1,168 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"wg-quickns/internal/plan"
+)
+
+func (sp *space) nftConn() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithNetNSFd(int(sp.ns.Fd())), nftables.WithSockOptions(
+		// A rule per address in one transaction, and an answer to each.
+		func(c *netlink.Conn) error { return c.SetWriteBuffer(sendBuffer) },
+		func(c *netlink.Conn) error { return c.SetReadBuffer(recvBuffer) },
+	))
+}
+
+func nftFamily(v6 bool) nftables.TableFamily {
+	if v6 {
+		return nftables.TableFamilyIPv6
+	}
+	return nftables.TableFamilyIPv4
+}
+
+// noNft says that the kernel has no nf_tables at all: no netfilter sockets, or
+// nobody who answers for nf_tables there (nfnetlink_rcv_msg, nfnetlink_rcv_batch).
+func noNft(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// nftTables lists the tables of the families ip and ip6; ok is false where the
+// kernel has no nf_tables.
+func (sp *space) nftTables() (tables []*nftables.Table, ok bool, err error) {
+	err = func() error {
+		c, err := sp.nftConn()
+		if err != nil {
+			return err
+		}
+		all, err := c.ListTables()
+		for _, t := range all {
+			if t.Family == nftables.TableFamilyIPv4 || t.Family == nftables.TableFamilyIPv6 {
+				tables = append(tables, t)
+			}
+		}
+		return err
+	}()
+	if noNft(err) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("list nft tables: %w", err)
+	}
+	return tables, true, nil
+}
+
+func (sp *space) hasNft(s plan.Nft) (bool, error) {
+	tables, _, err := sp.nftTables()
+	for _, t := range tables {
+		if t.Name == s.TableName() && t.Family == nftFamily(s.IPv6) {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+func (sp *space) nft(ctx context.Context, s plan.Nft) (plan.Outcome, error) {
+	tables, ok, err := sp.nftTables()
+	if err != nil {
+		return plan.Outcome{}, err
+	}
+	if s.Delete {
+		return plan.Outcome{}, sp.deleteFirewall(ctx, s, tables)
+	}
+	undo := plan.Outcome{Undo: []plan.Step{plan.Nft{Link: s.Link, Delete: true}}}
+	if !ok {
+		return undo, sp.iptablesAdd(ctx, s)
+	}
+	c, err := sp.nftConn()
+	if err != nil {
+		return plan.Outcome{}, err
+	}
+	addTable(c, s)
+	return undo, c.Flush()
+}
+
+// deleteFirewall deletes the tables of both families. Where there is none, the
+// rules may be iptables'.
+func (sp *space) deleteFirewall(ctx context.Context, s plan.Nft, tables []*nftables.Table) error {
+	c, err := sp.nftConn()
+	if err != nil {
+		return err
+	}
+	gone := 0
+	for _, t := range tables {
+		if t.Name == s.TableName() {
+			c.DelTable(t)
+			gone++
+		}
+	}
+	if gone == 0 {
+		return sp.iptablesDelete(ctx, s, tables)
+	}
+	if err := c.Flush(); err != nil && !absent(err) {
+		return err
+	}
+	return nil
+}
+
+// addTable queues the table as wg-quick makes it, instead of any of that name.
+func addTable(c *nftables.Conn, s plan.Nft) {
+	t := &nftables.Table{Name: s.TableName(), Family: nftFamily(s.IPv6)}
+	c.AddTable(t) // so that there is one to delete
+	c.DelTable(t)
+	c.AddTable(t)
+	chain := func(name string, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+		return c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: prio})
+	}
+	preraw := chain("preraw", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	premangle := chain("premangle", nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
+	postmangle := chain("postmangle", nftables.ChainHookPostrouting, nftables.ChainPriorityMangle)
+	for _, a := range s.Addrs {
+		c.AddRule(&nftables.Rule{Table: t, Chain: preraw, Exprs: dropForeign(s.Link, a)})
+	}
+	udp := []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+	}
+	c.AddRule(&nftables.Rule{Table: t, Chain: postmangle, Exprs: append(udp[:2:2],
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(s.Mark)},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+	)})
+	c.AddRule(&nftables.Rule{Table: t, Chain: premangle, Exprs: append(udp[:2:2],
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
+	)})
+}
+
+// dropForeign drops what comes in for address a by another interface than link,
+// unless its source is local.
+func dropForeign(link string, a netip.Addr) []expr.Any {
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, link)
+	local := binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)
+	// The destination's place in struct iphdr and struct ipv6hdr.
+	offset := uint32(16)
+	if a.Is6() {
+		offset = 24
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: name},
+		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(a.BitLen() / 8), DestRegister: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
+		&expr.Fib{FlagSADDR: true, ResultADDRTYPE: true, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: local},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	}
+}
