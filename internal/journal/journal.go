@@ -405,13 +405,23 @@ func (j *Journal) write(data []byte) error {
 	return err
 }
 
-// line is a record as a line of the file.
+// line is a record as a line of the file. Steps are JSON already, and may be
+// long: put in as they are they are not scanned once more.
 func line(r *record) ([]byte, error) {
-	data, err := json.Marshal(r)
+	head := *r
+	head.Do, head.Undo = nil, nil
+	data, err := json.Marshal(head)
 	if err != nil {
 		return nil, fmt.Errorf("encode journal record %s: %w", r.Op, err)
 	}
-	return append(data, '\n'), nil
+	data = data[:len(data)-1]
+	if r.Do != nil {
+		data = append(append(data, `,"do":`...), r.Do...)
+	}
+	if r.Undo != nil {
+		data = append(append(data, `,"undo":`...), r.Undo...)
+	}
+	return append(data, "}\n"...), nil
 }
 
 func (j *Journal) remains() bool {
@@ -424,6 +434,9 @@ func (j *Journal) remains() bool {
 	}
 	return false
 }
+
+// DownBegun says that `down` has begun and not finished.
+func (j *Journal) DownBegun() bool { return j.down }
 
 // Pending lists the entries of which something is still to be undone, oldest first.
 func (j *Journal) Pending() []Entry {

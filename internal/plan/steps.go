@@ -270,7 +270,12 @@ func (Hook) Kind() string { return KindHook }
 func (s Hook) Commands() []string { return []string{s.Command} }
 
 // MarshalText writes the prefix alone where Text says nothing more.
-func (p Prefix) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+func (p Prefix) MarshalText() ([]byte, error) {
+	if p.Text != "" {
+		return []byte(p.Text), nil
+	}
+	return p.Prefix.MarshalText()
+}
 
 // UnmarshalText reads an address, which stands for its full length, or a prefix.
 func (p *Prefix) UnmarshalText(b []byte) error {
