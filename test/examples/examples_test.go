@@ -5,6 +5,7 @@ package examples
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -143,14 +144,14 @@ func setup(t *testing.T) (n *ns.NS, calls string) {
 	return n, calls
 }
 
-// state is all that a tunnel may change in the namespace.
-func state(n *ns.NS) string {
+// state is all that a tunnel may change, as text, in the namespace where run runs.
+func state(run func(argv ...string) string) string {
 	var b strings.Builder
 	for _, cmd := range []string{
 		"ip -4 rule", "ip -6 rule", "ip -4 route show table all", "ip -6 route show table all", "ip addr",
 		"sysctl net.ipv4.conf.all.src_valid_mark", "nft list ruleset",
 	} {
-		fmt.Fprintf(&b, "# %s\n%s", cmd, n.Run(strings.Fields(cmd)...))
+		fmt.Fprintf(&b, "# %s\n%s", cmd, run(strings.Fields(cmd)...))
 	}
 	return b.String()
 }
@@ -158,10 +159,10 @@ func state(n *ns.NS) string {
 // TestUpDown brings each example up and down again.
 func TestUpDown(t *testing.T) {
 	n, calls := setup(t)
-	before := state(n)
 	for _, path := range files(t, false) {
 		name := strings.TrimSuffix(filepath.Base(path), ".conf")
 		t.Run(name, func(t *testing.T) {
+			before := state(n.Run)
 			write(t, calls, "", 0o600)
 			if r := n.Try("wg-quickns", "up", name); r.Code != 0 {
 				t.Fatalf("up: exit status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
@@ -192,7 +193,7 @@ func TestUpDown(t *testing.T) {
 			if name == "server" {
 				n.Run("sysctl", "-q", "net.ipv4.ip_forward=0")
 			}
-			if after := state(n); after != before {
+			if after := state(n.Run); after != before {
 				t.Errorf("not as before:\n%s\nbefore:\n%s", after, before)
 			}
 			if cfg.SaveConfig && read(t, path) == read(t, "/etc/wireguard/"+name+".conf") {
@@ -223,10 +224,12 @@ func TestTwoHalves(t *testing.T) {
 }
 
 // TestManualCommands runs the EXAMPLES of wg-quickns(8) in their order, with the
-// full tunnel as wg0.
+// full tunnel as wg0. They make a namespace by name, for which they must be
+// outside of one that ip-netns(8) entered: in the test's own.
 func TestManualCommands(t *testing.T) {
-	n, _ := setup(t)
-	before := state(n)
+	setup(t)
+	run := func(argv ...string) string { return ns.Run(t, argv...) }
+	before := state(run)
 	write(t, "/etc/wireguard/wg0.conf", read(t, root+"/examples/full-tunnel.conf"), 0o600)
 	_, section, ok := strings.Cut(read(t, root+"/man/wg-quickns.8"), "\n.Sh EXAMPLES\n")
 	section, _, ok2 := strings.Cut(section, "\n.Sh ")
@@ -240,7 +243,7 @@ func TestManualCommands(t *testing.T) {
 			continue
 		}
 		commands++
-		r := n.Try("bash", "-e", "-o", "pipefail", "-c", "cd /etc/wireguard\n"+command)
+		r := ns.Try(exec.Command("bash", "-e", "-o", "pipefail", "-c", "cd /etc/wireguard\n"+command))
 		if r.Code != 0 {
 			t.Fatalf("%sexit status %d\n%s%s", command, r.Code, r.Stdout, r.Stderr)
 		}
@@ -248,7 +251,7 @@ func TestManualCommands(t *testing.T) {
 	if commands < 5 {
 		t.Errorf("only %d commands", commands)
 	}
-	if after := state(n); after != before {
+	if after := state(run); after != before {
 		t.Errorf("not as before:\n%s\nbefore:\n%s", after, before)
 	}
 }
