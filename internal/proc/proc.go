@@ -112,8 +112,9 @@ func Look(name string) (string, error) {
 		if err == nil {
 			return path, nil
 		}
-		if !errors.Is(err, fs.ErrNotExist) && first == exec.ErrNotFound && !errors.Is(err, exec.ErrNotFound) {
-			first = err
+		// as bash: the first that is no program is the error, unless one that is follows
+		if errors.Is(err, fs.ErrPermission) && first == exec.ErrNotFound {
+			first = fs.ErrPermission
 		}
 	}
 	return "", &StartError{name, first}
