@@ -130,7 +130,7 @@ func inProcess(t testing.TB) func(context.Context, plan.NS, string) (string, err
 			if tunnel, err = createTUN(name); err != nil {
 				return err
 			}
-			dev = device.NewDevice(tunnel, conn.NewDefaultBind(), &device.Logger{
+			dev = device.NewDevice(tunnel, bindIn{conn.NewDefaultBind(), ns}, &device.Logger{
 				Verbosef: func(string, ...any) {}, Errorf: log.New(io.Discard, "", 0).Printf,
 			})
 			return nil
@@ -164,6 +164,20 @@ func inProcess(t testing.TB) func(context.Context, plan.NS, string) (string, err
 		t.Cleanup(dev.Close)
 		return "in-process", nil
 	}
+}
+
+// bindIn opens the UDP sockets in a namespace: this process lives in another.
+type bindIn struct {
+	conn.Bind
+	ns plan.NS
+}
+
+func (b bindIn) Open(port uint16) (fns []conn.ReceiveFunc, actual uint16, err error) {
+	err = netns.Do(string(b.ns), func() (err error) {
+		fns, actual, err = b.Bind.Open(port)
+		return err
+	})
+	return fns, actual, err
 }
 
 // createTUN makes /dev/net/tun first where there is no udev.

@@ -240,16 +240,19 @@ func (sp *space) deleteLink(ctx context.Context, s plan.Link) error {
 	if err != nil {
 		return err
 	}
-	userspace := l.Type == "tun" && (s.Userspace != "" && s.Index != 0 || served(s.Name))
-	if there && (s.Index == 0 || s.Index == l.Index) && (l.Type == "wireguard" || userspace) {
-		if err := sp.one(ctx, true, func(m *message) (typ, flags uint16) { return m.putLinkDelete(l.Index) }); err != nil {
+	if there {
+		userspace := l.Type == "tun" && (s.Userspace != "" && s.Index != 0 || served(s.Name))
+		if s.Index != 0 && s.Index != l.Index || l.Type != "wireguard" && !userspace {
+			return nil
+		}
+		err = sp.one(ctx, true, func(m *message) (typ, flags uint16) { return m.putLinkDelete(l.Index) })
+		if err != nil || !userspace {
 			return err
 		}
+	} else if s.Userspace == "" {
+		return nil
 	}
-	if userspace || s.Userspace != "" {
-		return removeSocket(ctx, s.Name)
-	}
-	return nil
+	return removeSocket(ctx, s.Name)
 }
 
 // removeSocket waits for a program whose interface is gone to end, so that a new

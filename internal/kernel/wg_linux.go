@@ -279,10 +279,7 @@ func endpoint(a *net.UDPAddr) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	ap := a.AddrPort()
-	if len(a.IP) == net.IPv4len {
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	}
-	return ap
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()) // package net may keep IPv4 in 16 bytes
 }
 
 // toDevice leaves the keys out.

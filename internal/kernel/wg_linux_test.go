@@ -1,0 +1,305 @@
+package kernel
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/plan"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+// key makes a key that differs by n; it need not be a point on any curve.
+func key(n int) (k confparse.Key) {
+	k[0], k[1], k[2], k[3] = 8, byte(n), byte(n>>8), byte(n>>16)
+	k[31] = 0x40
+	return k
+}
+
+func allow(list ...string) (out []confparse.AllowedIP) {
+	for _, s := range list {
+		text, remove := strings.CutPrefix(s, "-")
+		out = append(out, confparse.AllowedIP{Prefix: netip.MustParsePrefix(text), Remove: remove})
+	}
+	return out
+}
+
+func at(s string) *confparse.Endpoint {
+	return &confparse.Endpoint{Addr: netip.MustParseAddrPort(s)}
+}
+
+// text is a device's configuration as `wg addconf` reads it.
+func text(d *confparse.Device) string {
+	var b strings.Builder
+	b64 := func(k confparse.Key) string { return base64.StdEncoding.EncodeToString(k[:]) }
+	b.WriteString("[Interface]\n")
+	if d.PrivateKey != nil {
+		fmt.Fprintf(&b, "PrivateKey = %s\n", b64(*d.PrivateKey))
+	}
+	if d.ListenPort != nil {
+		fmt.Fprintf(&b, "ListenPort = %d\n", *d.ListenPort)
+	}
+	if d.FwMark != nil {
+		fmt.Fprintf(&b, "FwMark = %d\n", *d.FwMark)
+	}
+	for _, p := range d.Peers {
+		fmt.Fprintf(&b, "[Peer]\nPublicKey = %s\n", b64(p.PublicKey))
+		if p.PresharedKey != nil {
+			fmt.Fprintf(&b, "PresharedKey = %s\n", b64(*p.PresharedKey))
+		}
+		if p.Endpoint != nil {
+			fmt.Fprintf(&b, "Endpoint = %s\n", p.Endpoint.Addr)
+		}
+		if p.Keepalive != nil {
+			fmt.Fprintf(&b, "PersistentKeepalive = %d\n", *p.Keepalive)
+		}
+		for _, a := range p.AllowedIPs {
+			fmt.Fprintf(&b, "AllowedIPs = %s\n", a.Prefix)
+		}
+	}
+	return b.String()
+}
+
+func TestWGLikeWG(t *testing.T) {
+	first := &confparse.Device{
+		PrivateKey: ptr(key(1)), ListenPort: ptr(12345), FwMark: ptr(uint32(0xca6c)),
+		Peers: []confparse.Peer{
+			{PublicKey: key(10), PresharedKey: ptr(key(2)), Endpoint: at("192.0.2.1:51820"), Keepalive: ptr(uint16(25)),
+				ReplaceAllowedIPs: true, AllowedIPs: allow("0.0.0.0/0", "::/0", "10.1.2.0/24")},
+			{PublicKey: key(11), Endpoint: at("[2001:db8::1]:1"), ReplaceAllowedIPs: true, AllowedIPs: allow("10.0.0.0/8", "2001:db8::/32")},
+			{PublicKey: key(12), ReplaceAllowedIPs: true},
+		},
+	}
+	second := &confparse.Device{ // additive: what is not said stays
+		FwMark: ptr(uint32(0)),
+		Peers: []confparse.Peer{
+			{PublicKey: key(11), Keepalive: ptr(uint16(0)), PresharedKey: ptr(key(3)), ReplaceAllowedIPs: true, AllowedIPs: allow("10.0.0.0/9")},
+			{PublicKey: key(10), PresharedKey: &confparse.Key{}, ReplaceAllowedIPs: true, AllowedIPs: allow("192.168.0.0/16")},
+			{PublicKey: key(13), ReplaceAllowedIPs: true, AllowedIPs: allow("10.1.2.0/24")},
+		},
+	}
+	ours, theirs := newNS(t), newNS(t)
+	d, link, _ := addWG(t, ours)
+	other := link + "b"
+	do(t, d, theirs, plan.Link{Name: other})
+	conf := filepath.Join(t.TempDir(), "conf")
+	for i, dev := range []*confparse.Device{first, second} {
+		do(t, d, ours, plan.WG{Link: link, Device: dev})
+		if err := os.WriteFile(conf, []byte(text(dev)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		sh(t, theirs, "wg addconf "+other+" "+conf)
+		order := " dump"
+		if !kernelWireGuard(t) { // wireguard-go has its peers in a map
+			order += " | sort"
+		}
+		got, want := sh(t, ours, "wg show "+link+order), sh(t, theirs, "wg show "+other+order)
+		if got != want {
+			t.Errorf("after %d\nours:\n%s\nwg addconf:\n%s", i, got, want)
+		}
+		a, err := d.ReadDevice(ours, link)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := d.ReadDevice(theirs, other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dev := range []*confparse.Device{a, b} {
+			slices.SortFunc(dev.Peers, func(p, q confparse.Peer) int { return bytes.Compare(p.PublicKey[:], q.PublicKey[:]) })
+		}
+		if !reflect.DeepEqual(a, b) {
+			t.Errorf("ReadDevice of ours\n%s\nand of wg's\n%s", text(a), text(b))
+		}
+	}
+
+	exists(t, d, ours, plan.FwMark{Link: link, Mark: 51820}, false)
+	do(t, d, ours, plan.FwMark{Link: link, Mark: 51820})
+	exists(t, d, ours, plan.FwMark{Link: link, Mark: 51820}, true)
+	if _, err := d.Do(t.Context(), ours, plan.FwMark{Link: "none", Mark: 1}); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("fwmark of no device: %v, want ENODEV", err)
+	}
+	if _, err := d.ReadDevice(ours, "lo"); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("device lo: %v, want ENODEV", err)
+	}
+}
+
+func TestReadDevice(t *testing.T) {
+	ns := newNS(t)
+	d, link, _ := addWG(t, ns)
+	want := &confparse.Device{
+		PrivateKey: ptr(key(0x01)), ListenPort: ptr(4000), FwMark: ptr(uint32(7)),
+		Peers: []confparse.Peer{
+			{PublicKey: key(20), PresharedKey: ptr(key(2)), ReplaceAllowedIPs: true, AllowedIPs: allow("10.0.0.0/8", "2001:db8::/32"),
+				Endpoint: &confparse.Endpoint{Host: "192.0.2.1", Port: "51820", Addr: netip.MustParseAddrPort("192.0.2.1:51820")}, Keepalive: ptr(uint16(25))},
+			{PublicKey: key(21), ReplaceAllowedIPs: true, AllowedIPs: []confparse.AllowedIP{},
+				Endpoint: &confparse.Endpoint{Host: "2001:db8::1", Port: "1", Addr: netip.MustParseAddrPort("[2001:db8::1]:1")}},
+		},
+	}
+	do(t, d, ns, plan.WG{Link: link, Device: want})
+	got, err := d.ReadDevice(ns, link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !kernelWireGuard(t) && got.Peers[0].PublicKey != key(20) { // a map's order
+		got.Peers[0], got.Peers[1] = got.Peers[1], got.Peers[0]
+	}
+	if got, want := text(got), text(want); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestRemoveAllowedIPs(t *testing.T) {
+	ns := newNS(t)
+	d, link, _ := addWG(t, ns)
+	do(t, d, ns, plan.WG{Link: link, Device: &confparse.Device{PrivateKey: ptr(key(1)), Peers: []confparse.Peer{
+		{PublicKey: key(1), ReplaceAllowedIPs: true, AllowedIPs: allow("10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32", "10.9.0.0/16")},
+		{PublicKey: key(2), ReplaceAllowedIPs: true, AllowedIPs: allow("192.168.0.0/16")},
+	}}})
+	do(t, d, ns, plan.WG{Link: link, Device: &confparse.Device{Peers: []confparse.Peer{
+		{PublicKey: key(1), AllowedIPs: allow("-10.1.0.0/16", "-2001:db8::/32", "172.16.0.0/12",
+			"-192.168.0.0/16",             // the other peer's: stays
+			"-10.9.0.0/16", "10.9.0.0/16", // the last word counts
+			"10.7.0.0/16", "-10.7.0.0/16", "-203.0.113.0/24")},
+	}}})
+	got, err := d.ReadDevice(ns, link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[confparse.Key]map[string]bool{}
+	for _, p := range got.Peers {
+		have[p.PublicKey] = map[string]bool{}
+		for _, a := range p.AllowedIPs {
+			have[p.PublicKey][a.Prefix.String()] = true
+		}
+	}
+	want := map[confparse.Key]map[string]bool{
+		key(1): {"10.0.0.0/8": true, "172.16.0.0/12": true, "10.9.0.0/16": true},
+		key(2): {"192.168.0.0/16": true},
+	}
+	if !reflect.DeepEqual(have, want) {
+		t.Errorf("got %v", have)
+	}
+}
+
+func TestConfigsAreSmall(t *testing.T) {
+	for _, tt := range []struct{ peers, ips int }{{0, 0}, {1, 0}, {1, 255}, {1, 256}, {1, 257}, {1, 1000}, {31, 1}, {32, 1}, {33, 1}, {100, 100}, {500, 0}} {
+		dev := &confparse.Device{FwMark: ptr(uint32(1))}
+		for p := range tt.peers {
+			peer := confparse.Peer{PublicKey: key(p), ReplaceAllowedIPs: true, Keepalive: ptr(uint16(1))}
+			for i := range tt.ips {
+				peer.AllowedIPs = append(peer.AllowedIPs, allow(fmt.Sprintf("10.%d.%d.%d/32", p, i/256, i%256))...)
+			}
+			dev.Peers = append(dev.Peers, peer)
+		}
+		list, err := configs(dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ips []string
+		replaced := map[confparse.Key]int{}
+		for i, c := range list {
+			n := 0
+			if (c.FirewallMark != nil) != (i == 0) || (len(c.Peers) > 0) != (i > 0) {
+				t.Errorf("%v: request %d of %d: fwmark or peers in the wrong one", tt, i, len(list))
+			}
+			for _, p := range c.Peers {
+				n += len(p.AllowedIPs)
+				if p.ReplaceAllowedIPs {
+					replaced[confparse.Key(p.PublicKey)]++
+				}
+				for _, ip := range p.AllowedIPs {
+					ips = append(ips, ip.String())
+				}
+			}
+			if n > maxIPs || len(c.Peers) > maxPeers {
+				t.Errorf("%v: request %d has %d peers, %d allowed IPs", tt, i, len(c.Peers), n)
+			}
+		}
+		if most := 2 + tt.peers/maxPeers + tt.peers*tt.ips/maxIPs; len(list) > most {
+			t.Errorf("%v: %d requests, want at most %d", tt, len(list), most)
+		}
+		if len(ips) != tt.peers*tt.ips || len(replaced) != tt.peers {
+			t.Errorf("%v: %d allowed IPs of %d peers", tt, len(ips), len(replaced))
+		}
+		for k, n := range replaced {
+			if n != 1 {
+				t.Errorf("%v: peer %d told %d times to replace its allowed IPs", tt, k[1], n)
+			}
+		}
+		want := 0
+		for _, p := range dev.Peers {
+			for _, a := range p.AllowedIPs {
+				if ips[want] != a.Prefix.String() {
+					t.Fatalf("%v: allowed IP %d is %s, want %s", tt, want, ips[want], a.Prefix)
+				}
+				want++
+			}
+		}
+	}
+}
+
+// TestWGIsLinear asserts that ten times as many peers or allowed IPs take at
+// most 25 times as long: quadratic would be 100.
+func TestWGIsLinear(t *testing.T) {
+	for _, tt := range []struct{ peers, ips int }{{1, 5000}, {1000, 1}} {
+		var took [2]time.Duration
+		for round, factor := range []int{1, 10} {
+			dev := manyPeers(tt.peers, tt.ips)
+			if tt.peers == 1 {
+				dev = manyPeers(1, tt.ips*factor)
+			} else {
+				dev = manyPeers(tt.peers*factor, tt.ips)
+			}
+			ns := newNS(t)
+			d, link, undo := addWG(t, ns)
+			start := time.Now()
+			do(t, d, ns, plan.WG{Link: link, Device: dev})
+			set := time.Since(start)
+			got, err := d.ReadDevice(ns, link)
+			if err != nil {
+				t.Fatal(err)
+			}
+			took[round] = time.Since(start)
+			n := 0
+			for _, p := range got.Peers {
+				n += len(p.AllowedIPs)
+			}
+			if n != len(dev.Peers)*len(dev.Peers[0].AllowedIPs) {
+				t.Errorf("%d allowed IPs on the device", n)
+			}
+			t.Logf("%d peers, %d allowed IPs each: set %v, read %v", len(dev.Peers), len(dev.Peers[0].AllowedIPs), set, took[round]-set)
+			do(t, d, ns, undo)
+		}
+		if took[1] > 25*took[0]+time.Second {
+			t.Errorf("%v: %v, ten times as many: %v", tt, took[0], took[1])
+		}
+	}
+}
+
+func manyPeers(peers, ips int) *confparse.Device {
+	dev := &confparse.Device{PrivateKey: ptr(key(1)), FwMark: ptr(uint32(51820))}
+	for p := range peers {
+		peer := confparse.Peer{PublicKey: key(p + 2), ReplaceAllowedIPs: true, AllowedIPs: make([]confparse.AllowedIP, ips)}
+		for i := range ips {
+			n := p*ips + i
+			a := netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)})
+			peer.AllowedIPs[i].Prefix = netip.PrefixFrom(a, 32)
+		}
+		dev.Peers = append(dev.Peers, peer)
+	}
+	return dev
+}
