@@ -48,6 +48,10 @@ type Engine struct {
 	// Others lists the undo steps pending in the journals of the namespace's
 	// other tunnels. It is called under the global lock. Nil: there are none.
 	Others func() ([]plan.Step, error)
+	// After runs when a begun `down` has undone everything, before the journal
+	// goes, so that a killed `down` runs it once more: PostDown. Its error is
+	// passed on and undoes nothing. Nil: nothing runs.
+	After func(context.Context) error
 }
 
 // finish is what undoing may take once nobody waits any more: a signal must
@@ -219,7 +223,7 @@ func (e *Engine) takeDown(ctx context.Context, rollback bool) error {
 	lock := &global{root: e.Root}
 	defer lock.release()
 	err := e.undo(ctx, lock, rollback)
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && e.Journal.State() != journal.Empty {
 		fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), finish)
 		defer cancel()
 		err = errors.Join(context.Cause(ctx), e.undo(fresh, lock, rollback))
@@ -260,6 +264,9 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 		left = append(left, first(u.step))
 	}
 	if len(left) == 0 {
+		if e.After != nil && e.Journal.DownBegun() {
+			errs = append(errs, e.After(ctx))
+		}
 		return errors.Join(append(errs, e.Journal.Remove())...)
 	}
 	if ctx.Err() != nil {
