@@ -35,8 +35,8 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// TestEnded ends the demo while the tunnel is up. SIGKILL leaves nothing either,
-// but a moment later, when the kernel has ended the processes inside.
+// TestEnded ends the demo while the tunnel is up. The kernel then ends all that
+// runs inside, a moment later.
 func TestEnded(t *testing.T) {
 	for sig, status := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGKILL: -1} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -75,6 +75,13 @@ func TestEnded(t *testing.T) {
 			exit := (*exec.ExitError)(nil)
 			if err := c.Wait(); !errors.As(err, &exit) || exit.ExitCode() != status {
 				t.Errorf("ended with %v", err)
+			}
+			limit := time.Now().Add(5 * time.Second)
+			for len(ns.Leftovers()) > 0 && time.Now().Before(limit) {
+				time.Sleep(20 * time.Millisecond)
+			}
+			if left := ns.Leftovers(); len(left) > 0 {
+				t.Errorf("left behind: %q", left)
 			}
 		})
 	}

@@ -218,7 +218,7 @@ func TestTwoHalves(t *testing.T) {
 			t.Errorf("%s goes out by %s", to, out)
 		}
 	}
-	if out := n.Run("ip", "route", "get", "203.0.113.1", "mark", mark); !strings.Contains(out, "dev eth0 ") {
+	if out := n.Run("ip", "route", "get", "203.0.113.10", "mark", mark); !strings.Contains(out, "dev eth0 ") {
 		t.Errorf("encrypted packets go out by %s", out)
 	}
 }
