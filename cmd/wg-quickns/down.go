@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/dns"
+	"wg-quickns/internal/journal"
+	"wg-quickns/internal/plan"
+	"wg-quickns/strategies"
+)
+
+// down undoes what up did, from the record of up; an interface without a record
+// is taken down as wg-quick would have made it.
+func (a app) down(ctx context.Context, arg string) error {
+	if err := a.becomeRoot(); err != nil {
+		return err
+	}
+	t, configErr := a.parseOwn(arg)
+	if t.name == "" {
+		return configErr
+	}
+	if insideHook(t.name) {
+		return fmt.Errorf("down was called by a hook of `%s' itself", t.name)
+	}
+	s, err := a.begin(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+
+	link, found, err := s.kernel.Link("", s.name)
+	if err != nil {
+		return err
+	}
+	if found && s.log.State() == journal.Complete && !s.recorded(link.Index) {
+		s.say("the record of `%s' is of an interface that is gone; undoing what is left of it", s.name)
+		if err := s.engine.Down(ctx); err != nil {
+			return err
+		}
+	}
+	if s.log.State() == journal.Empty {
+		if configErr != nil {
+			return configErr
+		}
+		is, err := s.isWireGuard()
+		if err != nil {
+			return err
+		}
+		if !is {
+			return s.notWireGuard()
+		}
+		if err := s.adopt(ctx); err != nil {
+			return err
+		}
+	}
+	if found && s.log.State() == journal.Complete {
+		if err := s.beforeDown(ctx); err != nil {
+			return err
+		}
+	}
+	return s.engine.Down(ctx)
+}
+
+// beforeDown does what needs the interface: PreDown and saving.
+func (s *session) beforeDown(ctx context.Context) error {
+	if err := s.run(ctx, s.downHooks("PreDown")); err != nil {
+		return err
+	}
+	head, _ := s.log.Header()
+	switch {
+	case s.cfg != nil && s.cfg.SaveConfig:
+		return s.save(ctx)
+	case s.cfg == nil && head.SaveConfig:
+		s.say("`%s' is gone or cannot be read: the state of `%s' is not saved", s.path, s.name)
+	}
+	return nil
+}
+
+// recorded says whether the journal is of the interface with that index.
+func (s *session) recorded(index int) bool {
+	for _, e := range s.log.Pending() {
+		for _, undo := range e.Undo {
+			if l, ok := undo.(plan.Link); ok {
+				return l.Index == index || l.Index == 0
+			}
+		}
+	}
+	return false
+}
+
+// adopt writes a journal for an interface that has none, of what wg-quick makes.
+func (s *session) adopt(ctx context.Context) error {
+	f, err := s.kernel.Gather(ctx, "", s.name, false)
+	if err != nil {
+		return err
+	}
+	head, err := s.header()
+	if err != nil {
+		return err
+	}
+	var prefix string
+	if len(s.cfg.DNS) > 0 {
+		if prefix, err = dns.Prefix(); err != nil {
+			return err
+		}
+	}
+	if err := s.log.Begin(head); err != nil {
+		return err
+	}
+	for _, action := range strategies.Adopt(s.cfg, f, prefix) {
+		id, err := s.log.Intend(action)
+		if err != nil {
+			return err
+		}
+		if err := s.log.Done(id, plan.Outcome{}); err != nil {
+			return err
+		}
+	}
+	return s.log.Up()
+}
+
+// parseOwn reads wg-quick's own part of the config. The target has a name even
+// where the file is gone or does not parse.
+func (a app) parseOwn(arg string) (target, error) {
+	t, data, err := a.open(arg)
+	if err != nil {
+		return t, err
+	}
+	t.cfg, err = confparse.ParseLines(t.path, data)
+	return t, err
+}

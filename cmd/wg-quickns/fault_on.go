@@ -1,0 +1,89 @@
+//go:build faults
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"wg-quickns/internal/engine"
+	"wg-quickns/internal/plan"
+)
+
+// inject lets a test break the run at one point, named by WG_QUICKNS_FAULT as
+// MODE:N, N counting the steps carried out from 1, undo steps and hooks too:
+//
+//	kill-before, kill-after   SIGKILL of this process
+//	int-before, term-before   INT or TERM sent to this process, which then goes on
+//	int-after, term-after
+//	fail                      the step fails, and is not done
+//	lie                       the step is done, and reported failed
+//
+// With WG_QUICKNS_FAULT=count each step is written to WG_QUICKNS_FAULT_LOG as a line.
+func inject(d engine.Doer) engine.Doer {
+	mode, number, _ := strings.Cut(os.Getenv("WG_QUICKNS_FAULT"), ":")
+	n, _ := strconv.Atoi(number)
+	return &faulty{Doer: d, mode: mode, at: n}
+}
+
+type faulty struct {
+	engine.Doer
+	mode string
+	at   int
+
+	mu    sync.Mutex
+	count int
+}
+
+func (f *faulty) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
+	f.mu.Lock()
+	f.count++
+	now := f.count == f.at
+	f.mu.Unlock()
+	f.log(s)
+	if now {
+		switch f.mode {
+		case "fail":
+			return plan.Outcome{}, &plan.StepError{Step: s, Err: syscall.EIO}
+		case "kill-before", "int-before", "term-before":
+			f.signal()
+		}
+	}
+	out, err := f.Doer.Do(ctx, ns, s)
+	if now && err == nil {
+		switch f.mode {
+		case "lie":
+			return plan.Outcome{}, &plan.StepError{Step: s, Err: syscall.EIO}
+		case "kill-after", "int-after", "term-after":
+			f.signal()
+		}
+	}
+	return out, err
+}
+
+// signal sends the mode's signal and gives it time to arrive.
+func (f *faulty) signal() {
+	name, _, _ := strings.Cut(f.mode, "-")
+	sig := map[string]syscall.Signal{"kill": syscall.SIGKILL, "int": syscall.SIGINT, "term": syscall.SIGTERM}[name]
+	syscall.Kill(os.Getpid(), sig)
+	time.Sleep(50 * time.Millisecond)
+}
+
+func (f *faulty) log(s plan.Step) {
+	path := os.Getenv("WG_QUICKNS_FAULT_LOG")
+	if path == "" {
+		return
+	}
+	w, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	defer w.Close()
+	fmt.Fprintf(w, "%d %s %s\n", f.count, s.Kind(), strings.Join(s.Commands(), "; "))
+}

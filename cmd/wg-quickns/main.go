@@ -1,0 +1,132 @@
+// Command wg-quickns is a drop-in replacement for wg-quick with network namespaces.
+//
+// Only this package writes messages and decides exit statuses.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"wg-quickns/hooks"
+	"wg-quickns/internal/userspace"
+)
+
+// usage is all the help there is; wg-quick's own part comes first, unchanged in meaning.
+const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFACE ]
+
+  CONFIG_FILE is a file whose name is the interface's name followed by ` + "`.conf'" + `.
+  INTERFACE alone stands for /etc/wireguard/INTERFACE.conf. The file is what
+  wg(8) addconf reads, with these keys more in its [Interface] section:
+
+  - Address: one or more IP addresses, with an optional CIDR mask, separated by
+    commas; may be given several times.
+  - DNS: name servers, and search domains, while the device is up.
+  - MTU: the device's MTU in bytes; found out from the path when left out.
+  - Table: the routing table of the routes; ` + "`auto'" + ` (as when left out) takes the
+    main table and makes a /0 the default route; ` + "`off'" + ` adds no routes.
+  - PreUp, PostUp, PreDown, PostDown: commands for bash(1) at these moments;
+    ` + "`%%i'" + ` becomes INTERFACE; may be given several times.
+  - SaveConfig: with ` + "`true'" + `, down writes the device's state back to the file.
+
+  up     creates the device, configures it and routes traffic into it
+  down   undoes exactly what up did, also when the file or the device is gone
+  save   writes the device's state to the file
+  strip  prints the file without the keys above, for wg(8)
+
+See wg-quickns(8) and wg-quickns.conf(5) for more, and for examples.
+`
+
+// app is one run of the program: its name and what it was started with.
+type app struct {
+	program string // base name of argv[0], in front of every message
+	args    []string
+}
+
+func main() {
+	a := app{program: filepath.Base(os.Args[0]), args: os.Args}
+	os.Exit(a.run())
+}
+
+func (a app) run() int {
+	args := a.args[1:]
+	commands := map[string]func(context.Context, string) error{
+		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip,
+	}
+	switch {
+	case len(args) == 1 && (args[0] == "help" || args[0] == "--help" || args[0] == "-h"):
+		fmt.Fprintf(os.Stderr, usage, a.program)
+		return 0
+	case len(args) == 2 && args[0] == userspace.Command:
+		return a.status(userspace.Serve(args[1]))
+	case len(args) == 2 && commands[args[0]] != nil:
+		ctx, stop := notify(context.Background())
+		defer stop()
+		return a.status(commands[args[0]](ctx, args[1]))
+	}
+	fmt.Fprintf(os.Stderr, usage, a.program)
+	return 1
+}
+
+// notify gives a context that ends with a hooks.SignalCause on INT, TERM or HUP.
+// A second signal changes nothing: the rollback it would interrupt is bounded.
+func notify(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		if s, ok := (<-c).(syscall.Signal); ok {
+			cancel(hooks.SignalCause{Sig: s})
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// becomeRoot runs the same command line through sudo, unless this is root already.
+func (a app) becomeRoot() error {
+	if os.Getuid() == 0 {
+		return nil
+	}
+	self, err := exec.LookPath(a.args[0])
+	if err == nil {
+		self, err = filepath.Abs(self)
+	}
+	if err != nil {
+		return fmt.Errorf("find this program to run it as root: %w", err)
+	}
+	sudo, err := exec.LookPath("sudo")
+	if err != nil {
+		return fmt.Errorf("must be run as root, and sudo was not found: %w", err)
+	}
+	prompt := a.program + " must be run as root. Please enter the password for %u to continue: "
+	argv := append([]string{"sudo", "-p", prompt, "--", self}, a.args[1:]...)
+	return fmt.Errorf("run sudo: %w", syscall.Exec(sudo, argv, os.Environ()))
+}
+
+// trace prints what is done in wg-quick's way.
+func trace(command string) { fmt.Fprintln(os.Stderr, "[#] "+command) }
+
+// say prints a message of this program's own.
+func (a app) say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s: %s\n", a.program, strings.TrimSuffix(fmt.Sprintf(format, args...), "\n"))
+}
+
+// status prints an error, line by line where several were joined, and turns it
+// into the exit status. Of a failed hook there is nothing to add: it spoke itself.
+func (a app) status(err error) int {
+	if err == nil {
+		return 0
+	}
+	for _, line := range strings.Split(err.Error(), "\n") {
+		a.say("%s", line)
+	}
+	return exitStatus(err)
+}
+
+// version is set by the Makefile from git.
+var version = "unknown"

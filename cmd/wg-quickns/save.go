@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/dns"
+)
+
+// saveCommand writes the running state of an interface to its config file.
+func (a app) saveCommand(ctx context.Context, arg string) error {
+	if err := a.becomeRoot(); err != nil {
+		return err
+	}
+	t, err := a.parseOwn(arg)
+	if err != nil {
+		return err
+	}
+	s, err := a.begin(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	is, err := s.isWireGuard()
+	if err != nil {
+		return err
+	}
+	if !is {
+		return s.notWireGuard()
+	}
+	return s.save(ctx)
+}
+
+// save writes the file anew: beside it first, then renamed over it, so that a
+// crash leaves the old file or the new one.
+func (s *session) save(ctx context.Context) error {
+	trace("wg showconf " + s.name)
+	running, err := s.running(ctx)
+	if err != nil {
+		return err
+	}
+	return replaceFile(s.path, s.cfg.Save(running))
+}
+
+// running reads the interface's state for the file.
+func (s *session) running(ctx context.Context) (confparse.Running, error) {
+	var r confparse.Running
+	link, _, err := s.kernel.Link("", s.name)
+	if err != nil {
+		return r, err
+	}
+	r.MTU = link.MTU
+	if r.Addresses, err = s.kernel.Addresses("", s.name); err != nil {
+		return r, err
+	}
+	prefix, err := dns.Prefix()
+	if err != nil {
+		return r, err
+	}
+	if r.DNS, r.Search, err = dns.List(ctx, prefix+s.name); err != nil && !errors.Is(err, dns.ErrNoRecord) {
+		return r, err
+	}
+	d, err := s.kernel.ReadDevice(ctx, "", s.name)
+	if err != nil {
+		return r, err
+	}
+	r.PrivateKey, r.ListenPort, r.FwMark = value(d.PrivateKey), value(d.ListenPort), value(d.FwMark)
+	for _, p := range d.Peers {
+		peer := confparse.RunningPeer{
+			PublicKey: p.PublicKey, PresharedKey: value(p.PresharedKey), Keepalive: int(value(p.Keepalive)),
+		}
+		if p.Endpoint != nil {
+			peer.Endpoint = p.Endpoint.Addr
+		}
+		for _, a := range p.AllowedIPs {
+			peer.AllowedIPs = append(peer.AllowedIPs, a.Prefix)
+		}
+		r.Peers = append(r.Peers, peer)
+	}
+	return r, nil
+}
+
+// value is what p points to, or nothing.
+func value[T any](p *T) T {
+	if p == nil {
+		p = new(T)
+	}
+	return *p
+}
+
+// replaceFile puts data in the file's place, mode 0600, durably.
+func replaceFile(path string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("write the config file: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(data); err != nil {
+		return fmt.Errorf("write the config file: %w", err)
+	}
+	if err = f.Sync(); err != nil {
+		return fmt.Errorf("write the config file to the disk: %w", err)
+	}
+	if err = f.Close(); err != nil {
+		return fmt.Errorf("write the config file: %w", err)
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("put the config file in its place: %w", err)
+	}
+	// The rename survives a power cut only when the folder is on the disk too, fsync(2).
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("write the config's folder to the disk: %w", err)
+	}
+	defer dir.Close()
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("write the config's folder to the disk: %w", err)
+	}
+	return nil
+}

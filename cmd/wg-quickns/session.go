@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"wg-quickns/hooks"
+	"wg-quickns/internal/dns"
+	"wg-quickns/internal/engine"
+	"wg-quickns/internal/journal"
+	"wg-quickns/internal/kernel"
+	"wg-quickns/internal/netns"
+	"wg-quickns/internal/plan"
+	"wg-quickns/internal/userspace"
+)
+
+// stateRoot is where locks and journals live. It is a tmpfs: a reboot clears it
+// together with all that a journal speaks of.
+const stateRoot = journal.Root("/run/wg-quickns")
+
+// Environment that tells a hook where it runs, and this program that a hook started it.
+const (
+	envInterface = "WG_QUICKNS_INTERFACE"
+	envPhase     = "WG_QUICKNS_PHASE"
+)
+
+// session is one command's hold on one interface: its lock, its journal, its engine.
+type session struct {
+	app
+	target
+	here   string // identity of the namespace the command was started in
+	state  string // the journal's name
+	lock   *journal.Lock
+	log    *journal.Journal
+	kernel *kernel.Doer
+	doer   engine.Doer
+	engine *engine.Engine
+}
+
+// doers sends each step to the room that can do it.
+type doers struct{ kernel, dns, hooks engine.Doer }
+
+func (d doers) pick(s plan.Step) engine.Doer {
+	switch s.Kind() {
+	case plan.KindHook:
+		return d.hooks
+	case plan.KindDNS:
+		return d.dns
+	}
+	return d.kernel
+}
+
+func (d doers) Exists(ctx context.Context, ns plan.NS, s plan.Step) (bool, error) {
+	return d.pick(s).Exists(ctx, ns, s)
+}
+
+func (d doers) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
+	return d.pick(s).Do(ctx, ns, s)
+}
+
+// begin takes the interface's lock, reads its journal and forgets one that is of another time.
+func (a app) begin(ctx context.Context, t target) (_ *session, err error) {
+	s := &session{app: a, target: t}
+	id, err := netns.Identify("")
+	if err != nil {
+		return nil, err
+	}
+	// The cookie alone would do, but for kernels before 5.14.
+	s.here = fmt.Sprintf("%d:%d", id.Inode, id.Cookie)
+	s.state = t.name
+	if !id.Init {
+		s.state += "@" + strconv.FormatUint(id.Inode, 10)
+	}
+	if s.kernel, err = kernel.New(kernel.Options{Userspace: startUserspace}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.end()
+		}
+	}()
+	hook := hooks.Doer{Argv0: a.args[0]}
+	if t.cfg != nil {
+		hook.WGConfig = strings.TrimSuffix(string(t.cfg.Strip()), "\n")
+	}
+	s.doer = inject(doers{s.kernel, dns.Doer{}, hook})
+	// A hook's own `save` runs under the lock of the command that runs the hook.
+	if !insideHook(t.name) {
+		if s.lock, err = stateRoot.Lock(ctx, s.state); err != nil {
+			return nil, err
+		}
+	}
+	if s.log, err = stateRoot.Open(s.state); err != nil {
+		return nil, err
+	}
+	s.engine = &engine.Engine{
+		Doer: s.doer, Journal: s.log, Root: stateRoot, Trace: trace, Others: s.others, After: s.postDown,
+	}
+	return s, s.forgetStale(ctx)
+}
+
+// end gives everything back; what it cannot close ends with the process.
+func (s *session) end() {
+	s.kernel.Close()
+	if s.lock != nil {
+		s.lock.Close()
+	}
+}
+
+// startUserspace serves the interface where the kernel has no WireGuard.
+func startUserspace(ctx context.Context, _ plan.NS, name string) (string, error) {
+	fmt.Fprintln(os.Stderr, "[!] Missing WireGuard kernel module. Falling back to slow userspace implementation.")
+	return userspace.Start(ctx, name, userspace.Options{
+		Program: os.Getenv("WG_QUICK_USERSPACE_IMPLEMENTATION"),
+		Log:     func(line string) { fmt.Fprintln(os.Stderr, line) },
+	})
+}
+
+// forgetStale drops a journal of another boot or of a namespace that is no more:
+// what it made went with those. Only resolvconf's records may have stayed.
+func (s *session) forgetStale(ctx context.Context) error {
+	h, ok := s.log.Header()
+	if !ok {
+		return nil
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	if h.Boot == boot && h.Netns == s.here {
+		return nil
+	}
+	for _, e := range s.log.Pending() {
+		for _, undo := range e.Undo {
+			if undo.Kind() == plan.KindDNS && h.Boot == boot {
+				if _, err := s.doer.Do(ctx, e.NS, undo); err != nil {
+					return fmt.Errorf("take back the DNS of a namespace that is gone: %w", err)
+				}
+			}
+		}
+	}
+	return s.log.Remove()
+}
+
+// others lists the undo steps pending in the journals of this namespace's other tunnels.
+func (s *session) others() ([]plan.Step, error) {
+	names, err := stateRoot.Names()
+	if err != nil {
+		return nil, err
+	}
+	var steps []plan.Step
+	for _, name := range names {
+		if name == s.state {
+			continue
+		}
+		log, err := stateRoot.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		if h, ok := log.Header(); !ok || h.Netns != s.here {
+			continue
+		}
+		for _, e := range log.Pending() {
+			steps = append(steps, e.Undo...)
+		}
+	}
+	return steps, nil
+}
+
+// header is the journal's first record for this config.
+func (s *session) header() (journal.Begin, error) {
+	boot, err := bootID()
+	if err != nil {
+		return journal.Begin{}, err
+	}
+	vars, arrays := s.shellVariables()
+	return journal.Begin{
+		Version: version, Boot: boot, Netns: s.here,
+		Interface: s.name, ConfigFile: s.path, Strategy: "auto",
+		PreDown: s.cfg.PreDown, PostDown: s.cfg.PostDown,
+		Vars: vars, Arrays: arrays, SaveConfig: s.cfg.SaveConfig,
+	}, nil
+}
+
+// shellVariables are wg-quick's own variables, which a hook may read.
+func (s *session) shellVariables() (map[string]string, map[string][]string) {
+	c := s.cfg
+	addresses := make([]string, len(c.Addresses))
+	for i, a := range c.Addresses {
+		addresses[i] = a.Text
+	}
+	save := "0"
+	if c.SaveConfig {
+		save = "1"
+	}
+	vars := map[string]string{
+		"INTERFACE": s.name, "CONFIG_FILE": s.path, "TABLE": c.Table, "MTU": c.MTUText, "SAVE_CONFIG": save,
+	}
+	arrays := map[string][]string{
+		"ARGS": s.args[1:], "ADDRESSES": addresses, "DNS": c.DNS, "DNS_SEARCH": c.DNSSearch,
+		"PRE_UP": c.PreUp, "POST_UP": c.PostUp, "PRE_DOWN": c.PreDown, "POST_DOWN": c.PostDown,
+	}
+	return vars, arrays
+}
+
+// hookSteps makes the steps of one phase's commands; `%i` becomes the interface's name.
+func (s *session) hookSteps(phase string, commands []string, vars map[string]string, arrays map[string][]string) []plan.Hook {
+	env := map[string]string{
+		envInterface: s.name, envPhase: phase,
+		"WG_QUICKNS_NAMESPACE": "", "WG_QUICKNS_BIRTH_NAMESPACE": "", "WG_QUICKNS_STRATEGY": "auto",
+	}
+	steps := make([]plan.Hook, len(commands))
+	for i, c := range commands {
+		steps[i] = plan.Hook{
+			Command: strings.ReplaceAll(c, "%i", s.name), Phase: phase, Vars: vars, Arrays: arrays, Env: env,
+		}
+	}
+	return steps
+}
+
+// downHooks are the hooks of a phase of `down`: the file's where it parses, else the record's.
+func (s *session) downHooks(phase string) []plan.Hook {
+	head, _ := s.log.Header()
+	pre, post, vars, arrays := head.PreDown, head.PostDown, head.Vars, head.Arrays
+	if s.cfg != nil {
+		pre, post = s.cfg.PreDown, s.cfg.PostDown
+		vars, arrays = s.shellVariables()
+	}
+	if phase == "PreDown" {
+		return s.hookSteps(phase, pre, vars, arrays)
+	}
+	return s.hookSteps(phase, post, vars, arrays)
+}
+
+// run runs hooks outside of a plan: those of `down`, which have no undo.
+func (s *session) run(ctx context.Context, steps []plan.Hook) error {
+	for _, h := range steps {
+		trace(h.Command)
+		if _, err := s.doer.Do(ctx, "", h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) postDown(ctx context.Context) error { return s.run(ctx, s.downHooks("PostDown")) }
+
+// insideHook says whether a hook of this interface called: waiting for the lock would never end.
+func insideHook(name string) bool { return os.Getenv(envInterface) == name }
+
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the boot id: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// isWireGuard says whether an interface is one of WireGuard's, the kernel's or a program's.
+func (s *session) isWireGuard() (bool, error) {
+	names, err := s.kernel.WireGuards("")
+	if err != nil {
+		return false, err
+	}
+	for _, n := range names {
+		if n == s.name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (s *session) notWireGuard() error {
+	return message(fmt.Sprintf("`%s' is not a WireGuard interface", s.name))
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"wg-quickns/confparse"
+)
+
+// target is what a command acts on: an interface and its config file.
+type target struct {
+	name string // the interface
+	path string // the config file, links resolved; as given where it does not exist
+	cfg  *confparse.Config
+}
+
+var (
+	bareName = regexp.MustCompile(`^[a-zA-Z0-9_=+.-]{1,15}$`)
+	fileName = regexp.MustCompile(`(?:^|/)([a-zA-Z0-9_=+.-]{1,15})\.conf$`)
+)
+
+// message is an error in wg-quick's own words.
+type message string
+
+func (m message) Error() string { return string(m) }
+
+// errNoConfig says that the config file is not there.
+type errNoConfig struct{ path string }
+
+func (e *errNoConfig) Error() string { return fmt.Sprintf("`%s' does not exist", e.path) }
+
+// locate finds the config file for an argument, as wg-quick does: the interface's
+// name comes from the path as given, before links are resolved.
+func (a app) locate(arg string) (target, error) {
+	path := arg
+	if bareName.MatchString(arg) {
+		path = "/etc/wireguard/" + arg + ".conf"
+	}
+	t := target{path: path}
+	match := fileName.FindStringSubmatch(path)
+	_, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission) && os.Getuid() != 0:
+		if match != nil {
+			t.name = match[1]
+		}
+		return t, &errNoConfig{path}
+	case err != nil:
+		return t, fmt.Errorf("look at the config file: %w", err)
+	case match == nil || !goodName(match[1]):
+		return t, message("The config file must be a valid interface name, followed by .conf")
+	}
+	t.name = match[1]
+	if t.path, err = filepath.EvalSymlinks(path); err != nil {
+		return t, fmt.Errorf("resolve the config file's name: %w", err)
+	}
+	return t, nil
+}
+
+// goodName refuses names that a program or the kernel would take for something else.
+func goodName(name string) bool {
+	return name[0] != '-' && name != "." && name != ".." && name != "all" && name != "default"
+}
+
+// open locates the config file and warns of one that others may read; it parses nothing.
+func (a app) open(arg string) (target, []byte, error) {
+	t, err := a.locate(arg)
+	if err != nil {
+		return t, nil, err
+	}
+	file, err := os.Stat(t.path)
+	if err != nil {
+		return t, nil, fmt.Errorf("look at the config file: %w", err)
+	}
+	dir, err := os.Stat(filepath.Dir(t.path))
+	if err != nil {
+		return t, nil, fmt.Errorf("look at the config file's folder: %w", err)
+	}
+	if file.Mode().Perm()&dir.Mode().Perm()&0o007 != 0 {
+		fmt.Fprintf(os.Stderr, "Warning: `%s' is world accessible\n", t.path)
+	}
+	data, err := os.ReadFile(t.path)
+	if err != nil {
+		return t, nil, fmt.Errorf("read the config file: %w", err)
+	}
+	return t, data, nil
+}
