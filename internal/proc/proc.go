@@ -131,7 +131,7 @@ func Run(ctx context.Context, cmd *exec.Cmd) (status int, err error) {
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	if err := closeOnExec(); err != nil {
+	if err := CloseOnExec(); err != nil {
 		return 0, err
 	}
 	term := openTerminal()
@@ -224,9 +224,9 @@ func wait(pid int, term *terminal) syscall.WaitStatus {
 	}
 }
 
-// closeOnExec keeps every file but 0, 1 and 2 from the programs we start:
+// CloseOnExec keeps every file but 0, 1 and 2 from the programs we start:
 // whoever started us may have left some open without the flag.
-func closeOnExec() error {
+func CloseOnExec() error {
 	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	if err == nil {
 		return nil
