@@ -44,7 +44,7 @@ func newWorld() *world {
 			"rule 6 32766 0 -> 254 suppress -1":     "",
 			"rule 4 100 51820 -> 51820 suppress -1": "",
 		},
-		nft:    map[string]uint64{"ip wg-quick-wg9": 3},
+		nft:    map[string]uint64{"ip wg-quick-other": 3},
 		sysctl: map[string]string{mark: "0"},
 	}
 }
