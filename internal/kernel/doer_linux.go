@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"wg-quickns/confparse"
 	"wg-quickns/internal/facts"
 	"wg-quickns/internal/netns"
 	"wg-quickns/internal/plan"
@@ -33,8 +34,9 @@ type Doer struct {
 // space is one network namespace with the sockets opened in it.
 type space struct {
 	ns   *os.File
-	rt   *socket         // changes
-	list *netlink.Handle // dumps
+	rt   *socket         // rtnetlink, for changes
+	list *netlink.Handle // rtnetlink, for dumps
+	wg   *wireguard      // the kernel's; nil until it is there
 }
 
 // New makes a Doer. It opens nothing until a namespace is needed.
@@ -48,6 +50,9 @@ func (d *Doer) Close() error {
 	for _, sp := range d.spaces {
 		errs = append(errs, sp.rt.close(), sp.ns.Close())
 		sp.list.Close()
+		if sp.wg != nil {
+			errs = append(errs, sp.wg.socket.close())
+		}
 	}
 	clear(d.spaces)
 	return errors.Join(errs...)
@@ -63,7 +68,7 @@ func (d *Doer) space(ns plan.NS) (*space, error) {
 	}
 	sp := &space{ns: f}
 	err = netns.DoFile(f, func() (err error) {
-		if sp.rt, err = dial(); err != nil {
+		if sp.rt, err = dial(unix.NETLINK_ROUTE); err != nil {
 			return err
 		}
 		sp.list, err = netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -104,7 +109,7 @@ func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, er
 	case plan.WG:
 		return false, nil
 	case plan.FwMark:
-		return sp.hasFwMark(s)
+		return sp.hasFwMark(ctx, s)
 	case plan.Nft:
 		return sp.hasNft(s)
 	case plan.Sysctl:
@@ -159,9 +164,9 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 	case plan.Rule:
 		return out, 0, sp.one(ctx, s.Delete, func(m *message) (typ, flags uint16) { return m.putRule(s) })
 	case plan.WG:
-		return out, 0, sp.configure(s)
+		return out, 0, sp.configure(ctx, s.Link, s.Device)
 	case plan.FwMark:
-		return out, 0, sp.setFwMark(s)
+		return out, 0, sp.configure(ctx, s.Link, &confparse.Device{FwMark: &s.Mark})
 	case plan.Nft:
 		out, err = sp.nft(ctx, s)
 		return out, 0, err

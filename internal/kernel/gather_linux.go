@@ -36,11 +36,11 @@ func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool
 	if err != nil {
 		return nil, err
 	}
-	dev, err := sp.device(link)
+	dev, kernel, err := sp.device(ctx, link)
 	if err != nil {
 		return nil, err
 	}
-	f.Device = toDevice(dev, l)
+	f.Device = toFacts(dev, kernel, l)
 	addrs, err := sp.addrs(l)
 	if err != nil {
 		return nil, err

@@ -346,7 +346,7 @@ func TestAddrsLikeIP(t *testing.T) {
 	do(t, d, ours, step)
 	exists(t, d, ours, step, true)
 	strip := " | sed -E 's/link\\/ether [0-9a-f:]+//; s/ tentative//; s/maxmtu.*//'"
-	same(t, ours, theirs, "ip -4 -d addr show dev wg0"+strip, "ip -6 -d addr show dev wg0"+strip, "ip -4 route show table all dev wg0", "ip -6 route show table all dev wg0 | sort")
+	same(t, ours, theirs, "ip -4 -d addr show dev wg0"+strip, "ip -6 -d addr show dev wg0"+strip, "ip -4 route show table all dev wg0", "ip -6 route show dev wg0 | sort")
 
 	got, err := d.Addresses(ours, "wg0")
 	if err != nil {

@@ -32,6 +32,11 @@ func (m *message) finish(start int, typ, flags uint16, seq uint32) {
 	m.pad()
 }
 
+func (m *message) addFlags(start int, flags uint16) {
+	h := m.b[start+6:]
+	binary.NativeEndian.PutUint16(h, binary.NativeEndian.Uint16(h)|flags)
+}
+
 func (m *message) pad() {
 	for len(m.b)%4 != 0 {
 		m.b = append(m.b, 0)
@@ -52,6 +57,12 @@ func (m *message) attr(typ uint16, data []byte) {
 func (m *message) attr32(typ uint16, v uint32) {
 	var b [4]byte
 	binary.NativeEndian.PutUint32(b[:], v)
+	m.attr(typ, b[:])
+}
+
+func (m *message) attr16(typ uint16, v uint16) {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], v)
 	m.attr(typ, b[:])
 }
 
@@ -232,4 +243,11 @@ func native32(b []byte) uint32 {
 		return 0
 	}
 	return binary.NativeEndian.Uint32(b)
+}
+
+func native16(b []byte) uint16 {
+	if len(b) < 2 {
+		return 0
+	}
+	return binary.NativeEndian.Uint16(b)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,16 +34,17 @@ func absent(err error) bool {
 const (
 	// packed is how many messages go into one sendmsg: from about a thousand on
 	// the system call costs nothing beside the kernel's work on the messages.
-	packed = 1000
-	// The socket's buffers must hold the messages of one sendmsg (up to 100
-	// bytes each) and, at worst, an answer to each of them (a page each).
+	packed      = 1000
+	packedBytes = 256 << 10
+	// The socket's buffers must hold the messages of one sendmsg and, at worst,
+	// an answer to each of them (a page each).
 	sendBuffer = 1 << 20
 	recvBuffer = 8 << 20
 
 	headerSize = unix.NLMSG_HDRLEN
 )
 
-// socket is an rtnetlink socket that sends messages by the thousand.
+// socket is a netlink socket that sends messages by the thousand.
 type socket struct {
 	fd  int
 	seq uint32
@@ -50,11 +52,12 @@ type socket struct {
 	in  []byte
 }
 
-// dial opens a socket in the namespace of the calling thread; it stays there.
-func dial() (*socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+// dial opens a socket of a netlink protocol in the namespace of the calling
+// thread; it stays there.
+func dial(protocol int) (*socket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
-		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	// All of these are improvements only: without them a batch may fail, with an error.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer)
@@ -72,72 +75,139 @@ func (s *socket) close() error { return unix.Close(s.fd) }
 // exchange's, with its i. The kernel carries on after a message that fails, so
 // those behind it in the same sendmsg are done all the same.
 func (s *socket) exchange(ctx context.Context, n int, put func(m *message, i int) (typ, flags uint16), got func(i int, body []byte, err error) error) (int, error) {
-	for first := 0; first < n; first += packed {
+	for first := 0; first < n; {
 		if err := ctx.Err(); err != nil {
 			return first, err
 		}
-		end := min(first+packed, n)
-		base := s.seq + 1
-		s.seq += uint32(end - first)
 		s.out.b = s.out.b[:0]
-		for i := first; i < end; i++ {
-			ack := uint16(0)
-			if i == end-1 {
-				ack = unix.NLM_F_ACK
-			}
-			start := s.out.header()
-			typ, flags := put(&s.out, i)
-			s.out.finish(start, typ, flags|unix.NLM_F_REQUEST|ack, base+uint32(i-first))
+		base, end, start := s.seq+1, first, 0
+		for ; end < n && end-first < packed && len(s.out.b) < packedBytes; end++ {
+			start = s.out.header()
+			typ, flags := put(&s.out, end)
+			s.seq++
+			s.out.finish(start, typ, flags|unix.NLM_F_REQUEST, s.seq)
 		}
-		if err := unix.Sendto(s.fd, s.out.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return first, fmt.Errorf("send to rtnetlink: %w", err)
+		s.out.addFlags(start, unix.NLM_F_ACK)
+		if err := s.send(); err != nil {
+			return first, err
 		}
 		if i, err := s.answers(base, end-first, got, first); err != nil {
 			return first + i, err
 		}
+		first = end
 	}
 	return n, nil
+}
+
+func (s *socket) send() error {
+	if err := unix.Sendto(s.fd, s.out.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send to netlink: %w", err)
+	}
+	return nil
+}
+
+// datagram is one message received.
+type datagram struct {
+	typ, flags uint16
+	seq        uint32
+	body       []byte // valid until the next receive
+}
+
+// receive reads what the kernel sends next and calls each with every message,
+// until that says it is the last or returns an error.
+func (s *socket) receive(each func(d datagram) (last bool, err error)) (last bool, err error) {
+	size, _, err := unix.Recvfrom(s.fd, s.in, unix.MSG_TRUNC)
+	if err == unix.EINTR {
+		return false, nil
+	}
+	if err == nil && size > len(s.in) {
+		err = unix.EMSGSIZE
+	}
+	if err != nil {
+		return false, fmt.Errorf("receive from netlink: %w", err)
+	}
+	for b := s.in[:size]; len(b) >= headerSize; {
+		length := int(binary.NativeEndian.Uint32(b))
+		if length < headerSize || length > len(b) {
+			return false, fmt.Errorf("receive from netlink: torn message: %w", unix.EBADMSG)
+		}
+		last, err = each(datagram{
+			binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:]),
+			binary.NativeEndian.Uint32(b[8:]), b[headerSize:length],
+		})
+		if last || err != nil {
+			return last, err
+		}
+		b = b[min(align(length), len(b)):]
+	}
+	return false, nil
 }
 
 // answers reads up to the ACK of the last of n messages numbered from base.
 func (s *socket) answers(base uint32, n int, got func(int, []byte, error) error, offset int) (failed int, err error) {
 	for {
-		size, _, rerr := unix.Recvfrom(s.fd, s.in, unix.MSG_TRUNC)
-		if rerr == unix.EINTR {
-			continue
-		}
-		if rerr != nil {
-			return 0, fmt.Errorf("receive from rtnetlink: %w", rerr)
-		}
-		if size > len(s.in) {
-			return 0, fmt.Errorf("receive from rtnetlink: %w", unix.EMSGSIZE)
-		}
-		for b := s.in[:size]; len(b) >= headerSize; {
-			length := int(binary.NativeEndian.Uint32(b))
-			if length < headerSize || length > len(b) {
-				return 0, fmt.Errorf("receive from rtnetlink: torn message: %w", unix.EBADMSG)
-			}
-			typ, flags := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:])
-			i := int(int32(binary.NativeEndian.Uint32(b[8:]) - base))
-			body := b[headerSize:length]
-			b = b[min(align(length), len(b)):]
+		last, rerr := s.receive(func(d datagram) (bool, error) {
+			i := int(int32(d.seq - base))
 			if i < 0 || i >= n {
-				continue // left over from an exchange that broke off
+				return false, nil // left over from an exchange that broke off
 			}
 			var gerr error
-			if typ == unix.NLMSG_ERROR {
-				if e := parseError(flags, body); e != nil {
-					gerr = got(offset+i, nil, e)
-				}
-			} else {
-				gerr = got(offset+i, body, nil)
+			if d.typ != unix.NLMSG_ERROR {
+				gerr = got(offset+i, d.body, nil)
+			} else if e := parseError(d.flags, d.body); e != nil {
+				gerr = got(offset+i, nil, e)
 			}
 			if gerr != nil && err == nil {
 				failed, err = i, gerr
 			}
-			if typ == unix.NLMSG_ERROR && i == n-1 {
-				return failed, err
+			return d.typ == unix.NLMSG_ERROR && i == n-1, nil
+		})
+		if rerr != nil {
+			return 0, rerr
+		}
+		if last {
+			return failed, err
+		}
+	}
+}
+
+// dump sends one request for a list and calls each with every item's message. It
+// returns netlink.ErrDumpInterrupted when the list changed meanwhile.
+func (s *socket) dump(put func(m *message) (typ uint16), each func(body []byte) error) error {
+	s.out.b = s.out.b[:0]
+	start := s.out.header()
+	typ := put(&s.out)
+	s.seq++
+	s.out.finish(start, typ, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, s.seq)
+	if err := s.send(); err != nil {
+		return err
+	}
+	var failed error
+	for {
+		last, err := s.receive(func(d datagram) (bool, error) {
+			if d.seq != s.seq {
+				return false, nil
 			}
+			var e error
+			switch {
+			case d.typ == unix.NLMSG_ERROR, d.typ == unix.NLMSG_DONE && len(d.body) >= 4:
+				e = parseError(d.flags, d.body)
+			case d.typ != unix.NLMSG_DONE && failed == nil:
+				e = each(d.body)
+			}
+			if e == nil && d.flags&unix.NLM_F_DUMP_INTR != 0 {
+				e = netlink.ErrDumpInterrupted
+			}
+			if failed == nil {
+				failed = e
+			}
+			return d.typ == unix.NLMSG_ERROR || d.typ == unix.NLMSG_DONE, nil
+		})
+		if err != nil {
+			return err
+		}
+		if last {
+			return failed
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -20,138 +21,162 @@ import (
 	"wg-quickns/internal/plan"
 )
 
-// wg runs fn with a client of the namespace's WireGuard devices, and of the
-// userspace ones. The client is new each time: it looks for the kernel's
-// WireGuard when it is made, and the first device may load that.
-func (sp *space) wg(fn func(c *wgctrl.Client) error) error {
+// wgctrl runs fn with a client of the userspace devices.
+func (sp *space) wgctrl(fn func(c *wgctrl.Client) error) error {
 	var c *wgctrl.Client
 	err := netns.DoFile(sp.ns, func() (err error) {
 		c, err = wgctrl.New()
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("open WireGuard netlink: %w", err)
+		return fmt.Errorf("open WireGuard control: %w", err)
 	}
 	defer c.Close()
-	return fn(c)
-}
-
-// noDevice puts an errno where wgctrl has only "file does not exist".
-func noDevice(name string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("WireGuard interface %s: %w", name, unix.ENODEV)
+	if err := fn(c); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return err
+	return unix.ENODEV // wgctrl has only "file does not exist"
 }
 
-func (sp *space) device(name string) (dev *wgtypes.Device, err error) {
-	err = sp.wg(func(c *wgctrl.Client) (err error) {
-		dev, err = c.Device(name)
-		return noDevice(name, err)
-	})
+// kernelDevice finds the kernel's device of that name; w is nil when the name is
+// not one of those.
+func (sp *space) kernelDevice(ctx context.Context, name string) (w *wireguard, index int, err error) {
+	l, found, err := sp.linkByName(name)
+	if err != nil || !found || l.Type != "wireguard" {
+		return nil, 0, err
+	}
+	w, err = sp.kernelWG(ctx)
+	return w, l.Index, err
+}
+
+// zoneIndex is the index of the interface that an address's zone names: 0 when
+// there is no such, as for getaddrinfo(3).
+func (sp *space) zoneIndex(zone string) uint32 {
+	if n, err := strconv.ParseUint(zone, 10, 32); err == nil {
+		return uint32(n)
+	}
+	if zone == "" {
+		return 0
+	}
+	l, _, _ := sp.linkByName(zone)
+	return uint32(l.Index)
+}
+
+func (sp *space) zoneName(index uint32) string {
+	if l, err := sp.list.LinkByIndex(int(index)); err == nil {
+		return l.Attrs().Name
+	}
+	return strconv.FormatUint(uint64(index), 10)
+}
+
+// device reads a device, with its keys.
+func (sp *space) device(ctx context.Context, name string) (dev *confparse.Device, kernel bool, err error) {
+	w, index, err := sp.kernelDevice(ctx, name)
+	switch {
+	case err != nil:
+	case w != nil:
+		dev, err = w.get(index, sp.zoneName)
+	default:
+		err = sp.wgctrl(func(c *wgctrl.Client) error {
+			d, err := c.Device(name)
+			if err == nil {
+				dev = fromUserspace(d)
+			}
+			return err
+		})
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read WireGuard interface: %w", err)
+		return nil, false, fmt.Errorf("read WireGuard interface %s: %w", name, err)
 	}
-	return dev, nil
+	return dev, w != nil, nil
 }
 
-func (sp *space) hasFwMark(s plan.FwMark) (bool, error) {
-	dev, err := sp.device(s.Link)
-	return err == nil && uint32(dev.FirewallMark) == s.Mark, err
-}
-
-func (sp *space) setFwMark(s plan.FwMark) error {
-	mark := int(s.Mark)
-	return sp.wg(func(c *wgctrl.Client) error {
-		return noDevice(s.Link, c.ConfigureDevice(s.Link, wgtypes.Config{FirewallMark: &mark}))
-	})
-}
-
-// wgctrl sends a request per peer, each with all of the device's own values, as
-// soon as there are more than 32 peers or 256 allowed IPs. The kernel walks all
-// peers each time it is told a fwmark, so that would be quadratic. Requests of
-// at most that size it sends as they are.
-const (
-	maxPeers = 32
-	maxIPs   = 256
-)
-
-// configs cuts a device's configuration into requests: its own values, then the
-// peers, many in one request.
-func configs(dev *confparse.Device) ([]wgtypes.Config, error) {
-	own := wgtypes.Config{ListenPort: dev.ListenPort}
-	if dev.PrivateKey != nil {
-		k := wgtypes.Key(*dev.PrivateKey)
-		own.PrivateKey = &k
+func (sp *space) hasFwMark(ctx context.Context, s plan.FwMark) (bool, error) {
+	dev, _, err := sp.device(ctx, s.Link)
+	if err != nil {
+		return false, err
 	}
+	have := uint32(0)
 	if dev.FwMark != nil {
-		m := int(*dev.FwMark)
-		own.FirewallMark = &m
+		have = *dev.FwMark
 	}
-	list := []wgtypes.Config{own}
-	var now wgtypes.Config
-	ips := 0
-	flush := func() {
-		if len(now.Peers) > 0 {
-			list = append(list, now)
+	return have == s.Mark, nil
+}
+
+// configure applies a device's configuration as `wg addconf` does.
+func (sp *space) configure(ctx context.Context, name string, dev *confparse.Device) error {
+	for _, p := range dev.Peers {
+		if p.Endpoint != nil && !p.Endpoint.Addr.IsValid() {
+			return fmt.Errorf("endpoint %s:%s has no address yet: %w", p.Endpoint.Host, p.Endpoint.Port, unix.EDESTADDRREQ)
 		}
-		now, ips = wgtypes.Config{}, 0
 	}
+	w, index, err := sp.kernelDevice(ctx, name)
+	if err != nil {
+		return err
+	}
+	if w != nil {
+		err = w.set(ctx, index, dev, requests(dev.Peers), sp.zoneIndex)
+	} else {
+		err = sp.wgctrl(func(c *wgctrl.Client) error { return c.ConfigureDevice(name, toUserspace(dev)) })
+	}
+	if err != nil {
+		return err
+	}
+	temp, err := sp.detour(ctx, name, dev)
+	if err != nil || temp == nil {
+		return err
+	}
+	if w != nil {
+		list := append(requests([]confparse.Peer{*temp}), []peerPart{{Peer: temp, more: true, remove: true}})
+		err = w.set(ctx, index, &confparse.Device{}, list, sp.zoneIndex)
+	} else {
+		err = sp.wgctrl(func(c *wgctrl.Client) error {
+			set := toUserspace(&confparse.Device{Peers: []confparse.Peer{*temp}})
+			gone := wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: set.Peers[0].PublicKey, Remove: true}}}
+			return errors.Join(c.ConfigureDevice(name, set), c.ConfigureDevice(name, gone))
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("remove allowed IPs: %w", err)
+	}
+	return nil
+}
+
+// detour is how allowed IPs are removed (`-`): WGALLOWEDIP_F_REMOVE_ME is there
+// from Linux 6.16 on only, but everywhere a prefix that is given to another peer
+// leaves the first, and goes when that other is removed. The peer returned is
+// that other, with the prefixes that are where they are to be removed; it is nil
+// when there are none.
+func (sp *space) detour(ctx context.Context, name string, dev *confparse.Device) (*confparse.Peer, error) {
+	gone := map[confparse.Key]map[netip.Prefix]bool{}
 	for i := range dev.Peers {
-		p, err := peerConfig(&dev.Peers[i])
-		if err != nil {
-			return nil, err
-		}
-		rest := p.AllowedIPs
-		for {
-			n := min(len(rest), maxIPs-ips)
-			p.AllowedIPs, rest = rest[:n:n], rest[n:]
-			now.Peers = append(now.Peers, p)
-			ips += n
-			if ips == maxIPs || len(now.Peers) == maxPeers {
-				flush()
-			}
-			if len(rest) == 0 {
-				break
-			}
-			p = wgtypes.PeerConfig{PublicKey: p.PublicKey}
+		if m := removals(&dev.Peers[i]); m != nil {
+			gone[dev.Peers[i].PublicKey] = m
 		}
 	}
-	flush()
-	return list, nil
+	if len(gone) == 0 {
+		return nil, nil
+	}
+	now, _, err := sp.device(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	var temp confparse.Peer
+	rand.Read(temp.PublicKey[:]) // never fails
+	for _, p := range now.Peers {
+		for _, ip := range p.AllowedIPs {
+			if gone[p.PublicKey][ip.Prefix] {
+				temp.AllowedIPs = append(temp.AllowedIPs, ip)
+			}
+		}
+	}
+	if len(temp.AllowedIPs) == 0 {
+		return nil, nil
+	}
+	return &temp, nil
 }
 
-// peerConfig leaves out the allowed IPs that are to be removed.
-func peerConfig(p *confparse.Peer) (wgtypes.PeerConfig, error) {
-	c := wgtypes.PeerConfig{
-		PublicKey:         wgtypes.Key(p.PublicKey),
-		ReplaceAllowedIPs: p.ReplaceAllowedIPs,
-		AllowedIPs:        make([]net.IPNet, 0, len(p.AllowedIPs)),
-	}
-	if p.PresharedKey != nil {
-		k := wgtypes.Key(*p.PresharedKey)
-		c.PresharedKey = &k
-	}
-	if p.Keepalive != nil {
-		t := time.Duration(*p.Keepalive) * time.Second
-		c.PersistentKeepaliveInterval = &t
-	}
-	if p.Endpoint != nil {
-		if !p.Endpoint.Addr.IsValid() {
-			return c, fmt.Errorf("endpoint %s:%s has no address: %w", p.Endpoint.Host, p.Endpoint.Port, unix.EDESTADDRREQ)
-		}
-		c.Endpoint = net.UDPAddrFromAddrPort(p.Endpoint.Addr)
-	}
-	removed := removals(p)
-	for _, a := range p.AllowedIPs {
-		if !a.Remove && !removed[a.Prefix] {
-			c.AllowedIPs = append(c.AllowedIPs, ipNet(a.Prefix))
-		}
-	}
-	return c, nil
-}
-
-// removals are the prefixes of which the last word is to remove them.
+// removals are the prefixes of which the peer's last word is to remove them.
 func removals(p *confparse.Peer) map[netip.Prefix]bool {
 	var m map[netip.Prefix]bool
 	for _, a := range p.AllowedIPs {
@@ -165,136 +190,106 @@ func removals(p *confparse.Peer) map[netip.Prefix]bool {
 	return m
 }
 
-func ipNet(p netip.Prefix) net.IPNet {
-	a := p.Addr()
-	return net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(p.Bits(), a.BitLen())}
+// kept are the allowed IPs without those to be removed.
+func kept(p *confparse.Peer) []confparse.AllowedIP {
+	gone := removals(p)
+	if gone == nil {
+		return p.AllowedIPs
+	}
+	var list []confparse.AllowedIP
+	for _, a := range p.AllowedIPs {
+		if !gone[a.Prefix] {
+			list = append(list, a)
+		}
+	}
+	return list
 }
 
-// configure applies a device's configuration as `wg addconf` does.
-func (sp *space) configure(s plan.WG) error {
-	list, err := configs(s.Device)
-	if err != nil {
-		return err
+// toUserspace leaves out the allowed IPs that are to be removed.
+func toUserspace(dev *confparse.Device) wgtypes.Config {
+	c := wgtypes.Config{ListenPort: dev.ListenPort, PrivateKey: (*wgtypes.Key)(dev.PrivateKey)}
+	if dev.FwMark != nil {
+		m := int(*dev.FwMark)
+		c.FirewallMark = &m
 	}
-	return sp.wg(func(c *wgctrl.Client) error {
-		for _, cfg := range list {
-			if err := c.ConfigureDevice(s.Link, cfg); err != nil {
-				return noDevice(s.Link, err)
-			}
+	for i := range dev.Peers {
+		p := &dev.Peers[i]
+		out := wgtypes.PeerConfig{
+			PublicKey: wgtypes.Key(p.PublicKey), PresharedKey: (*wgtypes.Key)(p.PresharedKey), ReplaceAllowedIPs: p.ReplaceAllowedIPs,
 		}
-		return remove(c, s)
-	})
+		if p.Keepalive != nil {
+			t := time.Duration(*p.Keepalive) * time.Second
+			out.PersistentKeepaliveInterval = &t
+		}
+		if p.Endpoint != nil {
+			out.Endpoint = net.UDPAddrFromAddrPort(p.Endpoint.Addr)
+		}
+		for _, a := range kept(p) {
+			ip := a.Prefix.Addr()
+			out.AllowedIPs = append(out.AllowedIPs, net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(a.Prefix.Bits(), ip.BitLen())})
+		}
+		c.Peers = append(c.Peers, out)
+	}
+	return c
 }
 
-// remove takes allowed IPs away from peers. WGALLOWEDIP_F_REMOVE_ME is there
-// from Linux 6.16 on and not in wgctrl; this works everywhere: a prefix given
-// to another peer leaves the first, and goes when the other is removed.
-func remove(c *wgctrl.Client, s plan.WG) error {
-	gone := map[wgtypes.Key]map[netip.Prefix]bool{}
-	for i := range s.Device.Peers {
-		if m := removals(&s.Device.Peers[i]); m != nil {
-			gone[wgtypes.Key(s.Device.Peers[i].PublicKey)] = m
+func fromUserspace(d *wgtypes.Device) *confparse.Device {
+	dev := &confparse.Device{PrivateKey: parseKey(d.PrivateKey[:])}
+	if d.ListenPort != 0 {
+		dev.ListenPort = &d.ListenPort
+	}
+	if m := uint32(d.FirewallMark); m != 0 {
+		dev.FwMark = &m
+	}
+	for i := range d.Peers {
+		p := &d.Peers[i]
+		out := confparse.Peer{
+			PublicKey: confparse.Key(p.PublicKey), PresharedKey: parseKey(p.PresharedKey[:]),
+			ReplaceAllowedIPs: true, AllowedIPs: make([]confparse.AllowedIP, len(p.AllowedIPs)),
 		}
-	}
-	if len(gone) == 0 {
-		return nil
-	}
-	dev, err := c.Device(s.Link)
-	if err != nil {
-		return noDevice(s.Link, err)
-	}
-	var temp wgtypes.PeerConfig
-	rand.Read(temp.PublicKey[:])
-	for _, p := range dev.Peers {
-		for _, n := range p.AllowedIPs {
-			if gone[p.PublicKey][toPrefix(&n)] {
-				temp.AllowedIPs = append(temp.AllowedIPs, n)
-			}
+		if p.Endpoint != nil {
+			a := p.Endpoint.AddrPort() // package net keeps IPv4 in 16 bytes
+			out.Endpoint = toEndpoint(netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
 		}
+		if t := uint16(p.PersistentKeepaliveInterval / time.Second); t != 0 {
+			out.Keepalive = &t
+		}
+		for j := range p.AllowedIPs {
+			out.AllowedIPs[j].Prefix = toPrefix(&p.AllowedIPs[j])
+		}
+		dev.Peers = append(dev.Peers, out)
 	}
-	if len(temp.AllowedIPs) == 0 {
-		return nil
-	}
-	err = c.ConfigureDevice(s.Link, wgtypes.Config{Peers: []wgtypes.PeerConfig{temp}})
-	gonePeer := wgtypes.PeerConfig{PublicKey: temp.PublicKey, Remove: true, UpdateOnly: true}
-	err = errors.Join(err, c.ConfigureDevice(s.Link, wgtypes.Config{Peers: []wgtypes.PeerConfig{gonePeer}}))
-	if err != nil {
-		return fmt.Errorf("remove allowed IPs: %w", err)
-	}
-	return nil
+	return dev
 }
 
 // ReadDevice reads a device with its keys, for `save`: peers and allowed IPs in
 // the device's order, endpoints as addresses. What is not set is nil.
-func (d *Doer) ReadDevice(ns plan.NS, name string) (*confparse.Device, error) {
+func (d *Doer) ReadDevice(ctx context.Context, ns plan.NS, name string) (*confparse.Device, error) {
 	sp, err := d.space(ns)
 	if err != nil {
 		return nil, err
 	}
-	dev, err := sp.device(name)
-	if err != nil {
-		return nil, err
-	}
-	out := &confparse.Device{Peers: make([]confparse.Peer, 0, len(dev.Peers))}
-	out.PrivateKey = setKey(dev.PrivateKey)
-	if dev.ListenPort != 0 {
-		out.ListenPort = &dev.ListenPort
-	}
-	if dev.FirewallMark != 0 {
-		mark := uint32(dev.FirewallMark)
-		out.FwMark = &mark
-	}
-	for _, p := range dev.Peers {
-		c := confparse.Peer{
-			PublicKey:         confparse.Key(p.PublicKey),
-			PresharedKey:      setKey(p.PresharedKey),
-			ReplaceAllowedIPs: true,
-			AllowedIPs:        make([]confparse.AllowedIP, 0, len(p.AllowedIPs)),
-		}
-		for _, n := range p.AllowedIPs {
-			c.AllowedIPs = append(c.AllowedIPs, confparse.AllowedIP{Prefix: toPrefix(&n)})
-		}
-		if a := endpoint(p.Endpoint); a.IsValid() {
-			c.Endpoint = &confparse.Endpoint{Host: a.Addr().String(), Port: strconv.Itoa(int(a.Port())), Addr: a}
-		}
-		if t := uint16(p.PersistentKeepaliveInterval / time.Second); t != 0 {
-			c.Keepalive = &t
-		}
-		out.Peers = append(out.Peers, c)
-	}
-	return out, nil
+	dev, _, err := sp.device(ctx, name)
+	return dev, err
 }
 
-func setKey(k wgtypes.Key) *confparse.Key {
-	if k == (wgtypes.Key{}) {
-		return nil
+// toFacts leaves the keys out.
+func toFacts(dev *confparse.Device, kernel bool, l facts.Link) facts.Device {
+	out := facts.Device{Name: l.Name, Index: l.Index, Kernel: kernel, Peers: make([]facts.Peer, len(dev.Peers))}
+	if dev.FwMark != nil {
+		out.FwMark = *dev.FwMark
 	}
-	c := confparse.Key(k)
-	return &c
-}
-
-// endpoint is invalid for none.
-func endpoint(a *net.UDPAddr) netip.AddrPort {
-	if a == nil {
-		return netip.AddrPort{}
-	}
-	ap := a.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()) // package net may keep IPv4 in 16 bytes
-}
-
-// toDevice leaves the keys out.
-func toDevice(dev *wgtypes.Device, l facts.Link) facts.Device {
-	out := facts.Device{
-		Name: l.Name, Index: l.Index, Kernel: dev.Type == wgtypes.LinuxKernel,
-		FwMark: uint32(dev.FirewallMark), ListenPort: dev.ListenPort,
-		Peers: make([]facts.Peer, len(dev.Peers)),
+	if dev.ListenPort != nil {
+		out.ListenPort = *dev.ListenPort
 	}
 	for i, p := range dev.Peers {
-		ips := make([]netip.Prefix, len(p.AllowedIPs))
-		for j := range p.AllowedIPs {
-			ips[j] = toPrefix(&p.AllowedIPs[j])
+		if p.Endpoint != nil {
+			out.Peers[i].Endpoint = p.Endpoint.Addr
 		}
-		out.Peers[i] = facts.Peer{Endpoint: endpoint(p.Endpoint), AllowedIPs: ips}
+		out.Peers[i].AllowedIPs = make([]netip.Prefix, len(p.AllowedIPs))
+		for j, a := range p.AllowedIPs {
+			out.Peers[i].AllowedIPs[j] = a.Prefix
+		}
 	}
 	return out
 }
