@@ -87,7 +87,8 @@ func (d *Doer) space(ns plan.NS) (*space, error) {
 
 // Exists says whether what the step makes is there already: a link of that
 // name, an address or route (of a list: all of them) on the link, a rule or a
-// sysctl equal in everything, an nft table of that name.
+// sysctl equal in everything, an nft table of that name. For a deleting step it
+// says whether there is what that would delete.
 func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, error) {
 	sp, err := d.space(ns)
 	if err != nil {
@@ -95,6 +96,10 @@ func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, er
 	}
 	switch s := step.(type) {
 	case plan.Link:
+		if s.Delete {
+			_, ours, err := sp.tunnel(ctx, s)
+			return ours, err
+		}
 		_, found, err := sp.linkByName(s.Name)
 		return found, err
 	case plan.LinkUp:
@@ -111,7 +116,7 @@ func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, er
 	case plan.FwMark:
 		return sp.hasFwMark(ctx, s)
 	case plan.Nft:
-		return sp.hasNft(s)
+		return sp.hasNft(ctx, s)
 	case plan.Sysctl:
 		v, err := sp.sysctl(s.Name)
 		return sameValue(v, s.Value), err

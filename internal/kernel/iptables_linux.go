@@ -66,46 +66,53 @@ func (sp *space) iptables(ctx context.Context, input, name string, args ...strin
 }
 
 func (sp *space) iptablesAdd(ctx context.Context, s plan.Nft) error {
-	program := "iptables-restore"
-	if s.IPv6 {
-		program = "ip6tables-restore"
-	}
-	_, err := sp.iptables(ctx, iptablesRules(s), program, "-n")
+	_, err := sp.iptables(ctx, iptablesRules(s), iptablesPrefix(s.IPv6)+"tables-restore", "-n")
 	return err
 }
 
-// iptablesDelete looks for the tunnel's rules in both families. It starts a
-// program only where a table exists that could hold them.
+// iptablesDelete deletes the tunnel's rules of both families.
 func (sp *space) iptablesDelete(ctx context.Context, s plan.Nft, tables []*nftables.Table) error {
 	var errs []error
 	for _, v6 := range []bool{false, true} {
-		names, prefix := "/proc/thread-self/net/ip_tables_names", "ip"
-		if v6 {
-			names, prefix = "/proc/thread-self/net/ip6_tables_names", "ip6"
-		}
-		var used []byte
-		err := netns.DoFile(sp.ns, func() (err error) {
-			used, err = os.ReadFile(names)
-			return err
-		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("list iptables tables: %w", err))
-			continue
-		}
-		some := len(used) > 0
-		for _, t := range tables { // iptables-nft's
-			some = some || t.Family == nftFamily(v6) && (t.Name == "raw" || t.Name == "mangle")
-		}
-		if !some {
-			continue
-		}
-		saved, err := sp.iptables(ctx, "", prefix+"tables-save")
-		if err == nil {
-			if undo := iptablesUndo(saved, s.Comment()); undo != "" {
-				_, err = sp.iptables(ctx, undo, prefix+"tables-restore", "-n")
-			}
+		undo, err := sp.iptablesFind(ctx, s, v6, tables)
+		if err == nil && undo != "" {
+			_, err = sp.iptables(ctx, undo, iptablesPrefix(v6)+"tables-restore", "-n")
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+func iptablesPrefix(v6 bool) string {
+	if v6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+// iptablesFind looks for the tunnel's rules of one family and returns what
+// deletes them, "" for none. It starts a program only where there is a table
+// that could hold them: the kernel's iptables list theirs, and those of
+// iptables-nft are among the nft tables.
+func (sp *space) iptablesFind(ctx context.Context, s plan.Nft, v6 bool, tables []*nftables.Table) (undo string, err error) {
+	var used []byte
+	err = netns.DoFile(sp.ns, func() (err error) {
+		used, err = os.ReadFile("/proc/thread-self/net/" + iptablesPrefix(v6) + "_tables_names")
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("list iptables tables: %w", err)
+	}
+	some := len(used) > 0
+	for _, t := range tables {
+		some = some || t.Family == nftFamily(v6) && (t.Name == "raw" || t.Name == "mangle")
+	}
+	if !some {
+		return "", nil
+	}
+	saved, err := sp.iptables(ctx, "", iptablesPrefix(v6)+"tables-save")
+	if errors.Is(err, exec.ErrNotFound) {
+		return "", nil // who made them had iptables
+	}
+	return iptablesUndo(saved, s.Comment()), err
 }

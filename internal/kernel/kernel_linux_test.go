@@ -257,8 +257,12 @@ func TestLink(t *testing.T) {
 	do(t, d, ns, plan.Link{Name: link, Delete: true, Index: undo.Index + 100, Userspace: ""})
 	exists(t, d, ns, plan.Link{Name: link}, true)
 
+	exists(t, d, ns, undo, true)
+	exists(t, d, ns, plan.Link{Name: link, Delete: true}, true)
+	exists(t, d, ns, plan.Link{Name: link, Delete: true, Index: undo.Index + 100}, false)
 	for range 2 { // the second finds nothing
 		do(t, d, ns, undo)
+		exists(t, d, ns, undo, false)
 		exists(t, d, ns, plan.Link{Name: link}, false)
 	}
 	if _, err := os.Stat(uapiPath(link)); err == nil {
@@ -291,6 +295,7 @@ func TestLinkOfSomebodyElse(t *testing.T) {
 	if err != nil || l.Type != "veth" {
 		t.Fatalf("%+v, %v", l, err)
 	}
+	exists(t, d, ns, plan.Link{Name: "wg0", Delete: true}, false)
 	do(t, d, ns, plan.Link{Name: "wg0", Delete: true})
 	do(t, d, ns, plan.Link{Name: "wg0", Delete: true, Index: l.Index})
 	exists(t, d, ns, plan.Link{Name: "wg0"}, true)

@@ -187,13 +187,16 @@ func (d *Doer) WireGuards(ns plan.NS) ([]string, error) {
 	return names, nil
 }
 
-// userspaceWait is how long a userspace program may take to be there, and after
-// its interface is deleted to be gone.
-const userspaceWait = 5 * time.Second
+// How long a userspace program may take to serve its interface, and to end when
+// that is deleted: a rollback has 4 s in all.
+const (
+	startWait = 5 * time.Second
+	endWait   = 2 * time.Second
+)
 
-// until polls ok, for at most userspaceWait.
-func until(ctx context.Context, ok func() (bool, error)) (bool, error) {
-	for end := time.Now().Add(userspaceWait); ; {
+// until polls ok, for so long at most.
+func until(ctx context.Context, long time.Duration, ok func() (bool, error)) (bool, error) {
+	for end := time.Now().Add(long); ; {
 		done, err := ok()
 		if done || err != nil || time.Now().After(end) {
 			return done, err
@@ -212,12 +215,12 @@ func (d *Doer) addLink(ctx context.Context, ns plan.NS, sp *space, s plan.Link) 
 	if errors.Is(err, unix.EOPNOTSUPP) && d.opt.Userspace != nil {
 		undo.Userspace, err = d.opt.Userspace(ctx, ns, s.Name)
 		if err == nil {
-			ok, werr := until(ctx, func() (bool, error) {
+			ok, werr := until(ctx, startWait, func() (bool, error) {
 				_, there, err := sp.linkByName(s.Name)
 				return there && served(s.Name), err
 			})
 			if err = werr; err == nil && !ok {
-				err = fmt.Errorf("%s did not make the interface in %v: %w", undo.Userspace, userspaceWait, unix.ETIMEDOUT)
+				err = fmt.Errorf("%s did not make the interface in %v: %w", undo.Userspace, startWait, unix.ETIMEDOUT)
 			}
 		}
 	}
@@ -232,24 +235,35 @@ func (d *Doer) addLink(ctx context.Context, ns plan.NS, sp *space, s plan.Link) 
 	return plan.Outcome{Undo: []plan.Step{undo}}, nil
 }
 
-// deleteLink deletes a link that is certainly the tunnel: of the right name, of
-// the right index if that is known, and one that WireGuard serves. Any other of
-// that name is somebody else's, and the tunnel is gone.
-func (sp *space) deleteLink(ctx context.Context, s plan.Link) error {
+// tunnel finds the link that a deleting step means: of the right name, of the
+// right index if that is known, and one that WireGuard serves. Any other of that
+// name is somebody else's, and the tunnel is gone.
+func (sp *space) tunnel(ctx context.Context, s plan.Link) (l facts.Link, ours bool, err error) {
 	l, there, err := sp.linkByName(s.Name)
+	if err != nil || !there || s.Index != 0 && s.Index != l.Index {
+		return l, false, err
+	}
+	switch {
+	case l.Type == "wireguard", l.Type == "tun" && s.Userspace != "" && s.Index != 0:
+		ours = true
+	case l.Type == "tun":
+		// A program that is just starting makes the link first.
+		ours, err = until(ctx, endWait, func() (bool, error) { return served(s.Name), nil })
+	}
+	return l, ours, err
+}
+
+func (sp *space) deleteLink(ctx context.Context, s plan.Link) error {
+	l, ours, err := sp.tunnel(ctx, s)
 	if err != nil {
 		return err
 	}
-	if there {
-		userspace := l.Type == "tun" && (s.Userspace != "" && s.Index != 0 || served(s.Name))
-		if s.Index != 0 && s.Index != l.Index || l.Type != "wireguard" && !userspace {
-			return nil
-		}
+	if ours {
 		err = sp.one(ctx, true, func(m *message) (typ, flags uint16) { return m.putLinkDelete(l.Index) })
-		if err != nil || !userspace {
+		if err != nil || l.Type == "wireguard" {
 			return err
 		}
-	} else if s.Userspace == "" {
+	} else if l.Index != 0 || s.Userspace == "" {
 		return nil
 	}
 	return removeSocket(ctx, s.Name)
@@ -258,7 +272,7 @@ func (sp *space) deleteLink(ctx context.Context, s plan.Link) error {
 // removeSocket waits for a program whose interface is gone to end, so that a new
 // one can take the name, and removes the socket when it left it behind.
 func removeSocket(ctx context.Context, name string) error {
-	if _, err := until(ctx, func() (bool, error) { return !served(name), nil }); err != nil {
+	if _, err := until(ctx, endWait, func() (bool, error) { return !served(name), nil }); err != nil {
 		return err
 	}
 	if served(name) {

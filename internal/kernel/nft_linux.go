@@ -61,14 +61,29 @@ func (sp *space) nftTables() (tables []*nftables.Table, ok bool, err error) {
 	return tables, true, nil
 }
 
-func (sp *space) hasNft(s plan.Nft) (bool, error) {
-	tables, _, err := sp.nftTables()
+func (sp *space) hasNft(ctx context.Context, s plan.Nft) (bool, error) {
+	tables, ok, err := sp.nftTables()
+	if err != nil {
+		return false, err
+	}
 	for _, t := range tables {
-		if t.Name == s.TableName() && t.Family == nftFamily(s.IPv6) {
+		if t.Name == s.TableName() && (s.Delete || t.Family == nftFamily(s.IPv6)) {
 			return true, nil
 		}
 	}
-	return false, err
+	if ok && !s.Delete {
+		return false, nil
+	}
+	for _, v6 := range []bool{false, true} {
+		if !s.Delete && v6 != s.IPv6 {
+			continue
+		}
+		undo, err := sp.iptablesFind(ctx, s, v6, tables)
+		if err != nil || undo != "" {
+			return undo != "", err
+		}
+	}
+	return false, nil
 }
 
 func (sp *space) nft(ctx context.Context, s plan.Nft) (plan.Outcome, error) {

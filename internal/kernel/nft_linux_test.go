@@ -55,8 +55,10 @@ func TestNftLikeNft(t *testing.T) {
 	if out := sh(t, ours, "nft list table ip wg-quick-wg0"); strings.Contains(out, "stale") || out != sh(t, theirs, "nft list table ip wg-quick-wg0") {
 		t.Errorf("after replacing:\n%s", out)
 	}
+	exists(t, d, ours, plan.Nft{Link: "wg0", Delete: true}, true)
 	for range 2 {
 		do(t, d, ours, plan.Nft{Link: "wg0", Delete: true})
+		exists(t, d, ours, plan.Nft{Link: "wg0", Delete: true}, false)
 		if got, want := sh(t, ours, "nft list tables"), "table ip wg-quick-a-fifteen-chars\ntable ip wg-quick-wg01\ntable inet wg-quick-wg0\n"; got != want {
 			t.Errorf("after delete:\n%swant:\n%s", got, want)
 		}
@@ -108,7 +110,10 @@ func TestIptables(t *testing.T) {
 			t.Errorf("missing: %s\nin:\n%s", want, added)
 		}
 	}
+	exists(t, d, ns, plan.Nft{Link: "wg0", Delete: true}, true)
+	exists(t, d, ns, plan.Nft{Link: "wg", Delete: true}, false)
 	do(t, d, ns, plan.Nft{Link: "wg0", Delete: true})
+	exists(t, d, ns, plan.Nft{Link: "wg0", Delete: true}, false)
 	after := strings.ReplaceAll(state(), "*raw\nCOMMIT\n", "")
 	if after = strings.ReplaceAll(after, "*mangle\nCOMMIT\n", ""); after != before {
 		t.Errorf("after delete:\n%s\nbefore:\n%s", after, before)
