@@ -292,7 +292,7 @@ func TestParentKilled(t *testing.T) {
 		time.Sleep(time.Duration(i) * time.Millisecond)
 		c.Process.Kill()
 		c.Wait()
-		time.Sleep(200 * time.Millisecond)
+		settle(n) // the child finds out, or gets ready
 		if served(name) {
 			whole++
 			pid := server(t, name)
@@ -301,12 +301,29 @@ func TestParentKilled(t *testing.T) {
 			continue
 		}
 		nothing++
-		if _, err := os.Lstat(socket(name)); err == nil || n.Try("ip", "link", "show", "dev", name).Code == 0 {
-			t.Errorf("killed after %d ms: something is left", i)
+		_, err := os.Lstat(socket(name))
+		if link := n.Try("ip", "link", "show", "dev", name); err == nil || link.Code == 0 {
+			t.Errorf("killed after %d ms: left socket: %v, link: %s", i, err == nil, link.Stdout)
 		}
 	}
 	if whole == 0 || nothing == 0 {
 		t.Errorf("%d whole, %d nothing: the moments are badly chosen", whole, nothing)
+	}
+}
+
+// settle waits until no process in n is about to change anything: each that
+// lives has given up its parent's pipe.
+func settle(n *ns.NS) {
+	for begin := time.Now(); time.Since(begin) < 5*time.Second; time.Sleep(20 * time.Millisecond) {
+		pids := strings.Fields(n.Try("ip", "netns", "pids", n.Name).Stdout)
+		busy := false
+		for _, pid := range pids {
+			to, _ := os.Readlink("/proc/" + pid + "/fd/2")
+			busy = busy || strings.HasPrefix(to, "pipe:")
+		}
+		if !busy {
+			return
+		}
 	}
 }
 
