@@ -419,3 +419,25 @@ func TestPrograms(t *testing.T) {
 		}
 	}
 }
+
+// TestNobodyListens: a child whose parent is gone before it is ready ends.
+func TestNobodyListens(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	c := exec.Command("/proc/self/exe", Command, "unobody")
+	c.Stderr = w
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	watchdog := time.AfterFunc(5*time.Second, func() { c.Process.Signal(syscall.SIGTERM) })
+	if err := c.Wait(); err == nil || !watchdog.Stop() {
+		t.Errorf("it served nobody (%v)", err)
+	}
+	if _, err := os.Lstat(socket("unobody")); err == nil {
+		t.Error("left a socket")
+	}
+}
