@@ -146,14 +146,11 @@ func setup(t *testing.T) (n *ns.NS, calls string) {
 
 // state is all that a tunnel may change, as text, in the namespace where run runs.
 func state(run func(argv ...string) string) string {
-	var b strings.Builder
-	for _, cmd := range []string{
-		"ip -4 rule", "ip -6 rule", "ip -4 route show table all", "ip -6 route show table all", "ip addr",
-		"sysctl net.ipv4.conf.all.src_valid_mark", "nft list ruleset",
-	} {
-		fmt.Fprintf(&b, "# %s\n%s", cmd, run(strings.Fields(cmd)...))
-	}
-	return b.String()
+	return run("bash", "-e", "-c", `
+		for family in -4 -6; do ip $family rule; ip $family route show table all; done
+		ip addr
+		sysctl net.ipv4.conf.all.src_valid_mark
+		nft list ruleset`)
 }
 
 // TestUpDown brings each example up and down again.
