@@ -132,7 +132,7 @@ func setup(t *testing.T) (n *ns.NS, calls string) {
 		text := read(t, path)
 		write(t, "/etc/wireguard/"+filepath.Base(path), text, 0o600)
 	}
-	write(t, "/etc/wireguard/key-elsewhere.key", "EXAMPLE+KEY/never+use+it/client/00000000000=\n", 0o600)
+	write(t, "/etc/wireguard/key-elsewhere.key", "KEY+OF+EXAMPLE/never+use/client/00000000000=\n", 0o600)
 	hosts := read(t, "/etc/hosts")
 	t.Cleanup(func() { os.WriteFile("/etc/hosts", []byte(hosts), 0o644) })
 	write(t, "/etc/hosts", hosts+"\n192.0.2.10 vpn.example.com\n", 0o644)
