@@ -267,6 +267,9 @@ func TestCancelledUp(t *testing.T) {
 			if !errors.Is(err, errSignal) {
 				t.Fatalf("cancelled %s %d: %v", when, i, err)
 			}
+			if i < n-1 && slices.Contains(l.trace, "echo PostUp") {
+				t.Fatalf("cancelled %s %d: it went on:\n%s", when, i, strings.Join(l.trace, "\n"))
+			}
 			l.isBefore("cancelled %s %d", when, i)
 			cancel(nil)
 		}
@@ -692,6 +695,57 @@ func TestTrace(t *testing.T) {
 		"resolvconf -d wg0 -f",
 	})
 	l.isBefore("down of ruins")
+}
+
+// Of equal rank the newest is undone first, and an action's own steps in their order.
+func TestUndoOrder(t *testing.T) {
+	addr := func(a string, del bool) plan.Step {
+		return plan.Addr{Link: "eth0", Delete: del, List: pfx(a)}
+	}
+	l := newLab(t)
+	l.stage = func(s []engine.Stage) []engine.Stage {
+		s[0].Plan = func(context.Context) ([]plan.Action, error) {
+			return []plan.Action{
+				{Do: addr("10.9.0.1/32", false), Undo: []plan.Step{addr("10.9.0.1/32", true)}},
+				{Do: plan.Addr{Link: "eth0", List: pfx("10.9.0.2/32", "10.9.0.3/32")},
+					Undo: []plan.Step{addr("10.9.0.2/32", true), addr("10.9.0.3/32", true)}},
+				{Do: addr("10.9.0.4/32", false), Undo: []plan.Step{addr("10.9.0.4/32", true)}},
+			}, nil
+		}
+		return s[:1]
+	}
+	l.mustUp()
+	l.mustDown()
+	var want []string
+	for _, i := range []int{4, 2, 3, 1} {
+		want = append(want, fmt.Sprintf("ip -4 address delete 10.9.0.%d/32 dev eth0", i))
+	}
+	equal(t, "down", l.trace, want)
+	l.isBefore("down")
+}
+
+// What is left is said, one line a step, and kept.
+func TestWhatIsLeftIsSaid(t *testing.T) {
+	l := newLab(t)
+	l.mustUp()
+	l.doer.Doer = broken{l.world}
+	err, _ := l.with(nil).down(t.Context())
+	if !errors.Is(err, engine.ErrLeft) || !strings.HasSuffix(err.Error(), ": ip link delete dev wg0; resolvconf -d wg0 -f") {
+		t.Errorf("error %v", err)
+	}
+	l.doer.Doer = l.world
+	l.mustDown()
+	l.isBefore("repaired")
+}
+
+// broken can neither delete links nor take DNS back.
+type broken struct{ *world }
+
+func (b broken) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
+	if k := s.Kind(); k == plan.KindLink || k == plan.KindDNS {
+		return plan.Outcome{}, errInjected
+	}
+	return b.world.Do(ctx, ns, s)
 }
 
 func equal(t *testing.T, what string, got, want []string) {
