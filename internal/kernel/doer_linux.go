@@ -158,7 +158,11 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 		return out, 0, sp.one(ctx, false, func(m *message) (typ, flags uint16) { return m.putLinkUp(l.Index, s.MTU) })
 	case plan.Addr:
 		index, err = sp.eachPrefix(ctx, s.Link, s.Delete, len(s.List), func(m *message, link, i int) (typ, flags uint16) {
-			return m.putAddr(link, s.List[i].Prefix, s.Delete)
+			typ, flags = m.putAddr(link, s.List[i].Prefix, s.Delete)
+			if s.NoPrefixRoute && !s.Delete {
+				m.attr32(unix.IFA_FLAGS, unix.IFA_F_NOPREFIXROUTE)
+			}
+			return typ, flags
 		})
 		return out, index, err
 	case plan.Route:

@@ -162,6 +162,20 @@ func TestReadDevice(t *testing.T) {
 	}
 }
 
+func TestEndpointZone(t *testing.T) {
+	ns := newNS(t)
+	sh(t, ns, veth)
+	d, link, _ := addWG(t, ns)
+	do(t, d, ns, plan.WG{Link: link, Device: &confparse.Device{Peers: []confparse.Peer{{PublicKey: key(5), Endpoint: at("[fe80::7%wg1]:9")}}}})
+	got, err := d.ReadDevice(t.Context(), ns, link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := got.Peers[0].Endpoint; e.Addr.String() != "[fe80::7%wg1]:9" || e.Host != "fe80::7%wg1" {
+		t.Errorf("endpoint %+v", e)
+	}
+}
+
 func TestRemoveAllowedIPs(t *testing.T) {
 	ns := newNS(t)
 	d, link, _ := addWG(t, ns)
