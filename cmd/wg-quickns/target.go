@@ -55,7 +55,10 @@ func (a app) locate(arg string) (target, error) {
 		return t, message("The config file must be a valid interface name, followed by .conf")
 	}
 	t.name = match[1]
-	if t.path, err = filepath.EvalSymlinks(path); err != nil {
+	if t.path, err = filepath.EvalSymlinks(path); err == nil {
+		t.path, err = filepath.Abs(t.path) // a hook may be elsewhere
+	}
+	if err != nil {
 		return t, fmt.Errorf("resolve the config file's name: %w", err)
 	}
 	return t, nil

@@ -252,3 +252,40 @@ func TestManualCommands(t *testing.T) {
 		t.Errorf("not as before:\n%s\nbefore:\n%s", after, before)
 	}
 }
+
+// TestEndpointInSubnet: the subnet of an address has the endpoint in it, in both
+// families; the subnet's route must not take the encrypted packets.
+func TestEndpointInSubnet(t *testing.T) {
+	n, _ := setup(t)
+	n.Run("ip", "addr", "add", "2001:db8::2/64", "dev", "eth0")
+	n.Run("ip", "route", "add", "default", "via", "2001:db8::1")
+	before := state(n.Run)
+	write(t, "/etc/wireguard/loop.conf", `[Interface]
+PrivateKey = KEY+OF+EXAMPLE/never+use/client/00000000000=
+Address = 198.51.100.5/24, 2001:db8:5::5/64
+
+[Peer]
+PublicKey = iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=
+Endpoint = 198.51.100.1:51820
+AllowedIPs = 198.51.100.0/24
+
+[Peer]
+PublicKey = xluH3MeWM8wGELIsftd/TwGE6CRWHWWt5oj+Ga7/unc=
+Endpoint = [2001:db8:5::1]:51820
+AllowedIPs = 2001:db8:5::/64
+`, 0o600)
+	n.Run("wg-quickns", "up", "loop")
+	mark := strings.TrimSpace(n.Run("wg", "show", "loop", "fwmark"))
+	for _, endpoint := range []string{"198.51.100.1", "2001:db8:5::1"} {
+		if out := n.Run("ip", "route", "get", endpoint, "mark", mark); !strings.Contains(out, "dev eth0 ") {
+			t.Errorf("encrypted packets go out by %s", out)
+		}
+		if out := n.Run("ip", "route", "get", endpoint); !strings.Contains(out, "dev loop ") {
+			t.Errorf("the endpoint's own address goes out by %s", out)
+		}
+	}
+	n.Run("wg-quickns", "down", "loop")
+	if after := state(n.Run); after != before {
+		t.Errorf("not as before:\n%s\nbefore:\n%s", after, before)
+	}
+}
