@@ -330,7 +330,7 @@ func TestBackgroundChild(t *testing.T) {
 // caller exports a variable of that name.
 func TestSecret(t *testing.T) {
 	const secret = "PrivateKey = s3cr'et\n"
-	hook := `printf %s "$WG_CONFIG"; cat /proc/*/cmdline /proc/*/environ 2>/dev/null | tr '\0' '\n' | grep -c s3cr || :; ls /proc/self/fd | wc -l`
+	hook := `printf %s "$WG_CONFIG"; cat /proc/*/cmdline /proc/*/environ 2>/dev/null | tr '\0' '\n' | grep -c 's3c[r]' || :; ls /proc/self/fd | wc -l`
 	c := prepare(t, job{Doer: Doer{WGConfig: secret}, Hooks: []plan.Hook{{Command: hook}}})
 	c.Env = append(os.Environ(), "WG_CONFIG=x", "SECRET=x")
 	c.ExtraFiles = []*os.File{os.Stdin, os.Stdin} // open files without close-on-exec
@@ -418,11 +418,11 @@ func TestTerminal(t *testing.T) {
 			shown <- all
 		}
 	}()
-	all := ""
+	all, from := "", 0
 	expect := func(want string) {
 		t.Helper()
-		deadline := time.After(5 * time.Second)
-		for !strings.Contains(all, want) {
+		deadline := time.After(10 * time.Second)
+		for !strings.Contains(all[from:], want) {
 			select {
 			case s, ok := <-shown:
 				if !ok {
@@ -434,6 +434,7 @@ func TestTerminal(t *testing.T) {
 				t.Fatalf("%q did not come: %q", want, all)
 			}
 		}
+		from += strings.Index(all[from:], want) + len(want)
 	}
 	typed := func(s string) {
 		time.Sleep(50 * time.Millisecond) // the readers of the terminal are there
@@ -449,6 +450,9 @@ func TestTerminal(t *testing.T) {
 	expect("status=0")
 	typed("c\n")
 	expect("three=c")
+	typed("d\n")
+	expect("one=d")
+	expect("asking")
 	typed("\x03") // Ctrl-C ends the hook
 	expect("status=130")
 	if err := shell.Wait(); err != nil {

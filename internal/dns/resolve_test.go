@@ -200,6 +200,7 @@ func TestInterrupted(t *testing.T) {
 // TestServer asks a real name server, by Go's own resolver, about every kind of answer.
 func TestServer(t *testing.T) {
 	write(t, "/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+	write(t, "/etc/hosts", "127.0.0.1 localhost\n")
 	write(t, "/etc/nsswitch.conf", "hosts: files dns\n")
 	resolveOne := func(host string) (string, string) {
 		d := device(host + " 53")

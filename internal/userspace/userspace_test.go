@@ -282,6 +282,12 @@ func TestParentKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	begin := time.Now()
+	n.Run(exe, "start", "upar")
+	step := time.Since(begin) / 16
+	pid := server(t, "upar")
+	n.Run("ip", "link", "del", "upar")
+	gone(t, n, pid, "upar", time.Second)
 	whole, nothing := 0, 0
 	for i := range 24 {
 		name := fmt.Sprintf("upar%d", i)
@@ -289,7 +295,7 @@ func TestParentKilled(t *testing.T) {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(i) * time.Millisecond)
+		time.Sleep(time.Duration(i) * step)
 		c.Process.Kill()
 		c.Wait()
 		settle(n) // the child finds out, or gets ready
@@ -303,7 +309,7 @@ func TestParentKilled(t *testing.T) {
 		nothing++
 		_, err := os.Lstat(socket(name))
 		if link := n.Try("ip", "link", "show", "dev", name); err == nil || link.Code == 0 {
-			t.Errorf("killed after %d ms: left socket: %v, link: %s", i, err == nil, link.Stdout)
+			t.Errorf("killed after %d steps: left socket: %v, link: %s", i, err == nil, link.Stdout)
 		}
 	}
 	if whole == 0 || nothing == 0 {
