@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -25,6 +26,7 @@ const stateRoot = journal.Root("/run/wg-quickns")
 const (
 	envInterface = "WG_QUICKNS_INTERFACE"
 	envPhase     = "WG_QUICKNS_PHASE"
+	envPID       = "WG_QUICKNS_PID" // of the command that runs the hook
 )
 
 // session is one command's hold on one interface: its lock, its journal, its engine.
@@ -209,7 +211,7 @@ func (s *session) shellVariables() (map[string]string, map[string][]string) {
 // hookSteps makes the steps of one phase's commands; `%i` becomes the interface's name.
 func (s *session) hookSteps(phase string, commands []string, vars map[string]string, arrays map[string][]string) []plan.Hook {
 	env := map[string]string{
-		envInterface: s.name, envPhase: phase,
+		envInterface: s.name, envPhase: phase, envPID: strconv.Itoa(os.Getpid()),
 		"WG_QUICKNS_NAMESPACE": "", "WG_QUICKNS_BIRTH_NAMESPACE": "", "WG_QUICKNS_STRATEGY": "auto",
 	}
 	steps := make([]plan.Hook, len(commands))
@@ -248,8 +250,36 @@ func (s *session) run(ctx context.Context, steps []plan.Hook) error {
 
 func (s *session) postDown(ctx context.Context) error { return s.run(ctx, s.downHooks("PostDown")) }
 
-// insideHook says whether a hook of this interface called: waiting for the lock would never end.
-func insideHook(name string) bool { return os.Getenv(envInterface) == name }
+// insideHook says whether a hook of this interface called, so that waiting for
+// the lock would never end. What a hook left running has its environment too, but
+// is no descendant of the command any more.
+func insideHook(name string) bool {
+	caller, err := strconv.Atoi(os.Getenv(envPID))
+	if err != nil || os.Getenv(envInterface) != name {
+		return false
+	}
+	for pid := os.Getppid(); pid > 1; pid = parent(pid) {
+		if pid == caller {
+			return true
+		}
+	}
+	return false
+}
+
+// parent is a process's parent, 0 when it cannot be told (proc(5), /proc/PID/stat).
+func parent(pid int) int {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The name before it may hold anything, a parenthesis too.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 2 {
+		return 0
+	}
+	ppid, _ := strconv.Atoi(fields[1])
+	return ppid
+}
 
 func bootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

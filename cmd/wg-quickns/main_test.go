@@ -1,0 +1,81 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"wg-quickns/confparse"
+	"wg-quickns/hooks"
+	"wg-quickns/internal/dns"
+	"wg-quickns/internal/plan"
+)
+
+func TestExitStatus(t *testing.T) {
+	route := &plan.StepError{Step: plan.Route{Link: "wg0"}, Err: syscall.EEXIST}
+	for _, test := range []struct {
+		err  error
+		want int
+	}{
+		{errors.New("any"), 1},
+		{message("`wg0' already exists"), 1},
+		{fmt.Errorf("more: %w", route), 2},
+		{&plan.StepError{Step: plan.WG{Link: "wg0"}, Err: syscall.EINVAL}, 1},
+		{&plan.StepError{Step: plan.Nft{Link: "wg0"}, Err: syscall.ENOENT}, 1},
+		{&plan.StepError{Step: plan.Hook{}, Err: &hooks.ExitError{Status: 7}}, 7},
+		{&plan.StepError{Step: plan.DNS{}, Err: &dns.Error{Status: 127}}, 127},
+		{errors.Join(hooks.SignalCause{Sig: syscall.SIGTERM}, route), 143},
+		{errors.Join(route, &hooks.ExitError{Status: 7}), 7},
+		{&confparse.Error{Kind: confparse.KindWG}, 1},
+	} {
+		if got := exitStatus(test.err); got != test.want {
+			t.Errorf("%v: exit status %d, want %d", test.err, got, test.want)
+		}
+	}
+}
+
+func TestLocate(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"office.conf", "-x.conf", "all.conf", "toolongforaninterface.conf", "wg0.txt"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := filepath.Join(dir, "wg0.conf")
+	if err := os.Symlink("office.conf", link); err != nil {
+		t.Fatal(err)
+	}
+	got, err := app{}.locate(link)
+	if err != nil || got.name != "wg0" || got.path != filepath.Join(dir, "office.conf") {
+		t.Errorf("a link gives the name: got %+v, %v", got, err)
+	}
+	for name, want := range map[string]string{
+		"-x.conf": "must be a valid", "all.conf": "must be a valid", "wg0.txt": "must be a valid",
+		"toolongforaninterface.conf": "must be a valid", "none.conf": "does not exist",
+	} {
+		if _, err := (app{}).locate(filepath.Join(dir, name)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %s", name, err, want)
+		}
+	}
+}
+
+// A hook's child knows its parent by descent; what a hook left behind does not.
+func TestInsideHook(t *testing.T) {
+	if os.Getenv("TEST_INSIDE_HOOK") != "" {
+		fmt.Println(insideHook("wg0"))
+		os.Exit(0)
+	}
+	for pid, want := range map[int]string{os.Getpid(): "true", 1 << 22: "false"} {
+		cmd := exec.Command("sh", "-c", `"$0" -test.run '^TestInsideHook$' | grep -x "$1"`, os.Args[0], want)
+		cmd.Env = append(os.Environ(), "TEST_INSIDE_HOOK=1", envInterface+"=wg0", envPID+"="+strconv.Itoa(pid))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("with the PID %d, want %s: %v %s", pid, want, err, out)
+		}
+	}
+}
