@@ -284,12 +284,12 @@ func TestParentKilled(t *testing.T) {
 	}
 	begin := time.Now()
 	n.Run(exe, "start", "upar")
-	step := time.Since(begin) / 16
+	step := time.Since(begin) / 12
 	pid := server(t, "upar")
 	n.Run("ip", "link", "del", "upar")
 	gone(t, n, pid, "upar", time.Second)
 	whole, nothing := 0, 0
-	for i := range 24 {
+	for i := 0; whole < 3 && i < 99; i++ {
 		name := fmt.Sprintf("upar%d", i)
 		c := n.Cmd(exe, "start", name)
 		if err := c.Start(); err != nil {
