@@ -323,8 +323,17 @@ func nameLeftForLater(message string) bool {
 	if m == nil {
 		return false
 	}
-	c, err := confparse.Parse("x.conf", []byte("[Peer]\nPublicKey = "+strings.Repeat("A", 43)+"=\nEndpoint = "+m[1]+"\n"))
-	return err == nil && (!c.Device.Peers[0].Endpoint.Addr.IsValid() || c.Device.Peers[0].Endpoint.Addr.Addr().Zone() != "")
+	e := endpoint(m[1])
+	return e != nil && (!e.Addr.IsValid() || e.Addr.Addr().Zone() != "")
+}
+
+// endpoint is what Parse makes of an Endpoint=, nil where it refuses it.
+func endpoint(value string) *confparse.Endpoint {
+	c, err := confparse.Parse("x.conf", []byte("[Peer]\nPublicKey = "+strings.Repeat("A", 43)+"=\nEndpoint = "+value+"\n"))
+	if err != nil {
+		return nil
+	}
+	return c.Device.Peers[0].Endpoint
 }
 
 // serviceLeftForLater: the same for ListenPort=, of which ResolveServices looks up the last.
@@ -446,12 +455,8 @@ func uapi(d *confparse.Device) string {
 		}
 		if e := p.Endpoint; e != nil {
 			addr := e.Addr
-			if !addr.IsValid() { // an address with the name of a service
-				if a, err := netip.ParseAddr(e.Host); err == nil {
-					if port, err := services(e.Port); err == nil {
-						addr = netip.AddrPortFrom(a, uint16(port))
-					}
-				}
+			if port, err := services(e.Port); !addr.IsValid() && err == nil { // an address with the name of a service
+				addr = netip.AddrPortFrom(endpoint(e.Host+":1").Addr.Addr(), uint16(port))
 			}
 			fmt.Fprintf(&b, "endpoint=%s\n", addr)
 		}
@@ -486,7 +491,9 @@ func masked(request string) string {
 				value = "-" + value
 			}
 		case "endpoint":
-			value = strings.Replace(netip.MustParseAddrPort(value).String(), "%1]", "%lo]", 1)
+			if a, err := netip.ParseAddrPort(value); err == nil {
+				value = strings.Replace(a.String(), "%1]", "%lo]", 1)
+			}
 		}
 		b.WriteString(key + "=" + value + "\n")
 	}
