@@ -33,6 +33,19 @@ func (c *Config) checkIP() error {
 	return nil
 }
 
+// CheckTable says whether ip(8) would understand Table=, given the names of
+// tables; a failure is an *Error.
+func (c *Config) CheckTable(names map[string]uint32) error {
+	switch c.Table {
+	case "", "auto", "off":
+		return nil
+	}
+	if _, ok := TableID(c.Table, names); !ok {
+		return c.errorf(c.tableLine, KindTable, "Error: argument %q is wrong: \"table\" value is invalid", c.Table)
+	}
+	return nil
+}
+
 // TableID is the routing table that Table= means: a name of names
 // (/etc/iproute2/rt_tables), or a number as strtoul(3) reads it with base 0.
 // ok is false for anything else, "off", "auto" and "" among it. 0 is the main table.

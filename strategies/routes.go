@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/facts"
@@ -23,27 +22,15 @@ func Routes(cfg *confparse.Config, f *facts.Facts) ([]plan.Action, error) {
 	case automatic(cfg):
 		return Auto(cfg, f)
 	}
-	table, err := tableNumber(cfg.Table, f.TableNames)
-	if err != nil {
-		return nil, err
+	table, ok := confparse.TableID(cfg.Table, f.TableNames)
+	if !ok {
+		return nil, fmt.Errorf("table `%s' is neither a number nor a name in rt_tables", cfg.Table)
 	}
 	return routeBatch(plan.Route{Link: f.Device.Name, Table: table, TableText: cfg.Table}, allowed(f), "Table of the config"), nil
 }
 
 // automatic says whether the default strategy routes: Table is unset or `auto`.
 func automatic(cfg *confparse.Config) bool { return cfg.Table == "" || cfg.Table == "auto" }
-
-// tableNumber resolves a table as ip(8) does: a name of rt_tables, else a number.
-func tableNumber(text string, names map[string]uint32) (uint32, error) {
-	if n, ok := names[text]; ok {
-		return n, nil
-	}
-	n, err := strconv.ParseUint(text, 0, 32)
-	if err != nil || n == 0 {
-		return 0, fmt.Errorf("table `%s' is neither a number nor a name in rt_tables", text)
-	}
-	return uint32(n), nil
-}
 
 // routeBatch is one step for many destinations; none gives no action.
 func routeBatch(step plan.Route, dst []netip.Prefix, why string) []plan.Action {

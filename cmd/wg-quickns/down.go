@@ -30,6 +30,9 @@ func (a app) down(ctx context.Context, arg string) error {
 	}
 	defer s.end()
 
+	if configErr != nil && s.log.State() != journal.Empty {
+		s.say("%v; its record of `up' is used instead", configErr)
+	}
 	link, found, err := s.kernel.Link("", s.name)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"wg-quickns/internal/engine"
 	"wg-quickns/internal/facts"
 	"wg-quickns/internal/journal"
+	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/plan"
 	"wg-quickns/strategies"
 )
@@ -25,6 +26,13 @@ func (a app) up(ctx context.Context, arg string) error {
 		return err
 	}
 	if t.cfg, err = confparse.Parse(t.path, data); err != nil {
+		return err
+	}
+	names, err := kernel.TableNames()
+	if err != nil {
+		return err
+	}
+	if err := t.cfg.CheckTable(names); err != nil {
 		return err
 	}
 	if insideHook(t.name) {

@@ -48,6 +48,9 @@ type StepError struct {
 }
 
 func (e *StepError) Error() string {
+	if e.Step.Kind() == KindHook {
+		return e.Err.Error() // which names the hook
+	}
 	if c := e.Step.Commands(); e.Index < len(c) {
 		return fmt.Sprintf("%s: %v", c[e.Index], e.Err)
 	}
