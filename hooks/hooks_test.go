@@ -345,7 +345,7 @@ func TestEnvironment(t *testing.T) {
 	h := plan.Hook{Command: "env | grep ^WG_QUICKNS | sort", Phase: "PreDown", Vars: vars,
 		Env: map[string]string{"WG_QUICKNS_STRATEGY": "auto", "WG_QUICKNS_NAMESPACE": "blue"}}
 	c := prepare(t, job{Hooks: []plan.Hook{h}})
-	c.Env = append(os.Environ(), "WG_QUICKNS_BIRTH_NAMESPACE=outer", "WG_QUICKNS_PHASE=outer")
+	c.Env = []string{"PATH=" + os.Getenv("PATH"), "WG_QUICKNS_BIRTH_NAMESPACE=outer", "WG_QUICKNS_PHASE=outer"}
 	want := "WG_QUICKNS_BIRTH_NAMESPACE=\nWG_QUICKNS_INTERFACE=wg0\nWG_QUICKNS_NAMESPACE=blue\nWG_QUICKNS_PHASE=PreDown\nWG_QUICKNS_STRATEGY=auto\n"
 	if got := ns.Try(c); got.Stdout != want {
 		t.Errorf("got %+v, want %s", got, want)

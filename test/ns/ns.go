@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -89,7 +90,7 @@ func (n *NS) Do(f func() error) error {
 }
 
 // Veth joins two namespaces: link linkA in a and linkB in b, both up, with the
-// addresses (CIDR, any number).
+// addresses (CIDR, any number), none of them tentative any more.
 func Veth(a *NS, linkA string, addrsA []string, b *NS, linkB string, addrsB []string) {
 	a.t.Helper()
 	Run(a.t, "ip", "-n", a.Name, "link", "add", linkA, "type", "veth", "peer", "name", linkB, "netns", b.Name)
@@ -100,6 +101,19 @@ func Veth(a *NS, linkA string, addrsA []string, b *NS, linkB string, addrsB []st
 	}
 	for _, addr := range addrsB {
 		Run(a.t, "ip", "-n", b.Name, "addr", "add", addr, "dev", linkB)
+	}
+	a.settle()
+	b.settle()
+}
+
+// settle waits until every address may be used: even without duplicate address
+// detection a new one is tentative for a moment.
+func (n *NS) settle() {
+	n.t.Helper()
+	for end := time.Now().Add(10 * time.Second); Run(n.t, "ip", "-n", n.Name, "-6", "addr", "show", "tentative") != ""; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			n.t.Fatalf("an address in namespace %s stays tentative", n.Name)
+		}
 	}
 }
 
