@@ -47,8 +47,8 @@ func redact(s string) string {
 		}
 	}
 	// A key that was mistyped or put into the wrong place: a long run of base64
-	// digits, or many of them in text that is no host name and no address.
-	const run, total = 20, 40
+	// digits, or many of them of all three kinds, as host names and addresses are not.
+	const run, total = 20, 30
 	var b strings.Builder
 	digits := 0
 	for i := 0; i < len(s); {
@@ -68,7 +68,8 @@ func redact(s string) string {
 		}
 		i = j
 	}
-	if digits >= total && !strings.ContainsAny(s, ".:") {
+	const letters = "abcdefghijklmnopqrstuvwxyz"
+	if digits >= total && strings.ContainsAny(s, letters) && strings.ContainsAny(s, strings.ToUpper(letters)) && strings.ContainsAny(s, "0123456789") {
 		return hidden
 	}
 	return b.String()

@@ -10,8 +10,8 @@ import (
 // hidden stands where a key would be printed.
 const hidden = "(hidden)"
 
-// Key is a WireGuard key. It formats as "(hidden)" with every verb and encodes
-// as that too, so that no message, log or journal can carry one; Bytes and
+// Key is a WireGuard key. It formats as "(hidden)" with every verb (but %p, which
+// is for pointers: fmt asks nobody there) and encodes as that too, so that no message, log or journal can carry one; Bytes and
 // String64 give the value to who needs it.
 type Key [32]byte
 
