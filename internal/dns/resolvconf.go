@@ -53,9 +53,12 @@ func (e *Error) ExitStatus() int { return e.Status }
 // Doer does plan.DNS steps by resolvconf(8).
 type Doer struct{}
 
-// Exists is false: asking resolvconf costs a process, and a record of a dead
-// tunnel of that name is to be replaced and removed anyway, as wg-quick does.
-func (Doer) Exists(context.Context, plan.NS, plan.Step) (bool, error) { return false, nil }
+// Exists says whether there may be a record: asking resolvconf costs a process,
+// and not each one can tell. Without a resolvconf none was made.
+func (Doer) Exists(context.Context, plan.NS, plan.Step) (bool, error) {
+	_, err := proc.Look(program)
+	return err == nil, nil
+}
 
 // Do adds or deletes the record of one interface. resolvconf inherits stdout and
 // stderr; when ctx ends its process group is ended.
@@ -188,7 +191,7 @@ func List(ctx context.Context, record string) (servers, search []string, err err
 		if _, err := out.Seek(0, io.SeekStart); err != nil {
 			return nil, nil, fmt.Errorf("read the output of %s -l: %w", program, err)
 		}
-		if servers, search, ok, err := parse(out, record, false); err != nil || ok {
+		if servers, search, ok, err := parse(out, record); err != nil || ok {
 			return servers, search, err
 		}
 	case ctx.Err() != nil || !errors.As(err, &fail):
@@ -201,17 +204,16 @@ func List(ctx context.Context, record string) (servers, search []string, err err
 		return nil, nil, fmt.Errorf("read resolvconf's record: %w", err)
 	}
 	defer f.Close()
-	servers, search, _, err = parse(f, record, true)
+	servers, search, _, err = parse(f, record)
 	return servers, search, err
 }
 
 // parse reads resolv.conf(5) lines, those of one record only: Debian's `-l`
 // prints all records whatever it is asked for, each after a line that names it.
-// ours says whether the lines before the first such line are the record's; ok is
-// false when it is not in there.
-func parse(r io.Reader, record string, ours bool) (servers, search []string, ok bool, err error) {
+// What comes before any such line is the record's. ok is false when it is not in there.
+func parse(r io.Reader, record string) (servers, search []string, ok bool, err error) {
 	nameserver := regexp.MustCompile(`^nameserver ([a-zA-Z0-9_=+:%.-]+)$`)
-	ok = ours
+	ours := true
 	for s := bufio.NewScanner(r); ; {
 		if !s.Scan() {
 			err := s.Err()
@@ -230,9 +232,9 @@ func parse(r io.Reader, record string, ours bool) (servers, search []string, ok 
 			continue
 		}
 		if m := nameserver.FindStringSubmatch(line); m != nil {
-			servers = append(servers, m[1])
+			servers, ok = append(servers, m[1]), true
 		} else if f := strings.Fields(line); len(f) > 1 && (f[0] == "search" || f[0] == "domain") {
-			search = append(search, f[1:]...)
+			search, ok = append(search, f[1:]...), true
 		}
 	}
 }
