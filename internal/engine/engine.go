@@ -52,6 +52,8 @@ type Engine struct {
 	// goes, so that a killed `down` runs it once more: PostDown. Its error is
 	// passed on and undoes nothing. Nil: nothing runs.
 	After func(context.Context) error
+
+	recovering bool // Recover runs
 }
 
 // finish is what undoing may take once nobody waits any more: a signal must
@@ -201,11 +203,15 @@ func (e *Engine) Down(ctx context.Context) error { return e.takeDown(ctx, false)
 // Rollback is Down in the order in which wg-quick undoes a failed `up`.
 func (e *Engine) Rollback(ctx context.Context) error { return e.takeDown(ctx, true) }
 
-// Recover undoes what an earlier run left, if it left anything: a new `up` calls it first.
+// Recover undoes what an earlier run left, if it left anything: a new `up` calls
+// it first. It gives up on DNS that never succeeded and cannot be taken back: a
+// broken resolvconf must not keep a config without DNS from coming up.
 func (e *Engine) Recover(ctx context.Context) error {
 	if e.Journal.State() == journal.Empty {
 		return nil
 	}
+	e.recovering = true
+	defer func() { e.recovering = false }()
 	return e.Rollback(ctx)
 }
 
@@ -311,8 +317,10 @@ func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried
 		// It may be there: undoing what is absent does no harm.
 		there, err = true, stepError(u.step, err)
 	}
-	// What is absent is deleted without a word: there may be leftovers of it.
-	if _, undo := e.do(ctx, u.NS, u.step, there); undo != nil {
+	// What is absent is deleted without a word: there may be leftovers of it. So
+	// is DNS that never succeeded.
+	unsure := u.step.Kind() == plan.KindDNS && !u.Certain
+	if _, undo := e.do(ctx, u.NS, u.step, there && !unsure); undo != nil && !(unsure && e.recovering) {
 		return false, errors.Join(err, undo)
 	}
 	return true, errors.Join(err, e.Journal.Undone(u.ID, u.n))
