@@ -20,8 +20,9 @@ import (
 // MODE:N, N counting the steps carried out from 1, undo steps and hooks too:
 //
 //	kill-before, kill-after   SIGKILL of this process
-//	int-before, term-before   INT or TERM sent to this process, which then goes on
-//	int-after, term-after
+//	int-before, int-after     INT, TERM or HUP sent to this process, which then goes on
+//	term-before, term-after
+//	hup-before, hup-after
 //	fail                      the step fails, and is not done
 //	lie                       the step is done, and reported failed
 //
@@ -51,7 +52,7 @@ func (f *faulty) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome,
 		switch f.mode {
 		case "fail":
 			return plan.Outcome{}, &plan.StepError{Step: s, Err: syscall.EIO}
-		case "kill-before", "int-before", "term-before":
+		case "kill-before", "int-before", "term-before", "hup-before":
 			f.signal()
 		}
 	}
@@ -60,7 +61,7 @@ func (f *faulty) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome,
 		switch f.mode {
 		case "lie":
 			return plan.Outcome{}, &plan.StepError{Step: s, Err: syscall.EIO}
-		case "kill-after", "int-after", "term-after":
+		case "kill-after", "int-after", "term-after", "hup-after":
 			f.signal()
 		}
 	}
@@ -70,7 +71,9 @@ func (f *faulty) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome,
 // signal sends the mode's signal and gives it time to arrive.
 func (f *faulty) signal() {
 	name, _, _ := strings.Cut(f.mode, "-")
-	sig := map[string]syscall.Signal{"kill": syscall.SIGKILL, "int": syscall.SIGINT, "term": syscall.SIGTERM}[name]
+	sig := map[string]syscall.Signal{
+		"kill": syscall.SIGKILL, "int": syscall.SIGINT, "term": syscall.SIGTERM, "hup": syscall.SIGHUP,
+	}[name]
 	syscall.Kill(os.Getpid(), sig)
 	time.Sleep(50 * time.Millisecond)
 }
