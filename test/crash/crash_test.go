@@ -1,0 +1,195 @@
+package crash
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"wg-quickns/test/bed"
+	"wg-quickns/test/ns"
+	"wg-quickns/test/state"
+)
+
+func TestMain(m *testing.M) { ns.Main(m) }
+
+// prompt is what a command may take to end after a signal.
+const prompt = 5 * time.Second
+
+// world is a bed with its state at the start. A case that leaves something
+// behind gets a new bed for those after it, so that each failure is its own.
+type world struct {
+	*bed.Bed
+	root   *testing.T // lives as long as the beds
+	t      *testing.T // the part that runs
+	before state.State
+	beds   int
+	cases  int
+	failed int
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{root: t, t: t}
+	w.fresh()
+	return w
+}
+
+// run runs a part.
+func (w *world) run(name string, do func()) {
+	w.root.Run(name, func(t *testing.T) {
+		w.t = t
+		do()
+	})
+}
+
+func (w *world) fresh() {
+	w.beds++
+	os.RemoveAll("/run/wg-quickns")
+	w.Bed = bed.New(w.root, fmt.Sprintf("crash%d", w.beds))
+	w.Config(w.t, "wg0", bed.FullTunnel(0))
+	var err error
+	if w.before, err = w.Take(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// thorough compares all there is with a function's effect on it, once: what the
+// cheap snapshots do not show must not change either.
+func (w *world) thorough(do func()) {
+	before, err := state.Take(w.NS)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	do()
+	after, err := state.Take(w.NS)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if d := state.Diff(before.Without("file"), after.Without("file")); d != "" {
+		w.t.Errorf("the whole state before and after:\n%s", d)
+	}
+}
+
+// point is one case: one thing wrong, and what must come of it.
+type point struct {
+	*world
+	name string
+	said []string // what the commands said
+	bad  bool
+}
+
+// at runs one case and counts it.
+func (w *world) at(name string, do func(p *point)) {
+	p := &point{world: w, name: name}
+	w.Ran()
+	do(p)
+	w.cases++
+	if p.bad {
+		w.failed++
+		w.fresh()
+	}
+}
+
+// count reports the cases since the last call.
+func (w *world) count(what string) {
+	w.t.Helper()
+	w.t.Logf("%s: %d of %d", what, w.cases-w.failed, w.cases)
+	w.cases, w.failed = 0, 0
+}
+
+func (p *point) errorf(format string, args ...any) {
+	p.t.Helper()
+	p.bad = true
+	p.t.Errorf("%s: %s\n%s", p.name, fmt.Sprintf(format, args...), strings.Join(p.said, ""))
+}
+
+// want checks the exit status of a command; no codes means any but 0.
+func (p *point) want(what string, r bed.Result, codes ...int) bool {
+	p.t.Helper()
+	p.said = append(p.said, fmt.Sprintf("--- %s: %v", what, r))
+	ok := slices.Contains(codes, r.Code)
+	if len(codes) == 0 {
+		ok = r.Code != 0 && r.Code < 128+64
+	}
+	if !ok {
+		p.errorf("%s: exit status %d, want %v", what, r.Code, codes)
+	}
+	return ok
+}
+
+// clean checks that nothing of the tunnel is there.
+func (p *point) clean(when string) {
+	p.t.Helper()
+	var left string
+	bed.Wait(2*time.Second, func() bool { // a process may still be ending
+		now, err := p.Take()
+		if err != nil {
+			left = err.Error()
+			return false
+		}
+		left = state.Diff(p.before, now)
+		return left == ""
+	})
+	if left != "" {
+		p.errorf("%s: the state is not what it was:\n%s", when, left)
+	}
+}
+
+// up brings the tunnel up, whatever was before, and checks that it is whole.
+func (p *point) up() {
+	p.t.Helper()
+	p.Ran()
+	p.want("up", p.Up("wg0"), 0)
+	p.whole()
+}
+
+// whole checks that the tunnel is up with nothing missing.
+func (p *point) whole() {
+	p.t.Helper()
+	if err := p.Routed("wg0"); err != nil {
+		p.errorf("%v", err)
+	}
+	now, err := p.Take()
+	if err != nil {
+		p.errorf("%v", err)
+	}
+	for section, most := range map[string]int{"link": 1, "addr": 2, "rule": 4, "nft": 8, "dns": 1, "sysctl": 1} {
+		if n := added(p.before, now, section); n != most {
+			p.errorf("%d of %d lines of %s are there:\n%s", n, most, section, state.Diff(p.before, now))
+		}
+	}
+}
+
+// added counts the lines of a section that are new.
+func added(before, now state.State, section string) (n int) {
+	for _, line := range now[section] {
+		if !slices.Contains(before[section], line) {
+			n++
+		}
+	}
+	return n
+}
+
+// down takes the tunnel down with nothing wrong; nothing is left then.
+func (p *point) down() {
+	p.t.Helper()
+	p.want("down", p.Down("wg0"), 0)
+	p.clean("after down")
+}
+
+// ran checks that a hook ran exactly, or with more, at least once.
+func (p *point) ran(phase string, more bool) {
+	p.t.Helper()
+	n := 0
+	hooks := p.Ran()
+	for _, line := range hooks {
+		if line == "wg0 "+phase {
+			n++
+		}
+	}
+	if n != 1 && (n == 0 || !more) {
+		p.errorf("hook %s ran %d times: %q", phase, n, hooks)
+	}
+}
