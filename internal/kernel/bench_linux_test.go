@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"wg-quickns/internal/facts"
 	"wg-quickns/internal/plan"
 )
 
@@ -70,7 +69,7 @@ func BenchmarkRoutes(b *testing.B) {
 				}
 				b.ReportAllocs()
 				for b.Loop() {
-					if err := sp.routes(func(facts.Route) {}); err != nil {
+					if _, err := sp.routes(); err != nil {
 						b.Fatal(err)
 					}
 				}

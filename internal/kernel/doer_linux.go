@@ -158,11 +158,7 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 		return out, 0, sp.one(ctx, false, func(m *message) (typ, flags uint16) { return m.putLinkUp(l.Index, s.MTU) })
 	case plan.Addr:
 		index, err = sp.eachPrefix(ctx, s.Link, s.Delete, len(s.List), func(m *message, link, i int) (typ, flags uint16) {
-			typ, flags = m.putAddr(link, s.List[i].Prefix, s.Delete)
-			if s.NoPrefixRoute && !s.Delete {
-				m.attr32(unix.IFA_FLAGS, unix.IFA_F_NOPREFIXROUTE)
-			}
-			return typ, flags
+			return m.putAddr(link, s.List[i].Prefix, s.NoPrefixRoute, s.Delete)
 		})
 		return out, index, err
 	case plan.Route:
@@ -177,8 +173,7 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 	case plan.FwMark:
 		return out, 0, sp.configure(ctx, s.Link, &confparse.Device{FwMark: &s.Mark})
 	case plan.Nft:
-		out, err = sp.nft(ctx, s)
-		return out, 0, err
+		return out, 0, sp.nft(ctx, s)
 	case plan.Sysctl:
 		out, err = sp.setSysctl(s)
 		return out, 0, err
@@ -235,11 +230,12 @@ func (sp *space) hasRoutes(s plan.Route) (bool, error) {
 	for _, p := range s.List {
 		missing[p.Prefix.Masked()] = true
 	}
-	err = sp.routes(func(r facts.Route) {
+	have, err := sp.routes()
+	for _, r := range have {
 		if r.Index == l.Index && r.Table == table {
 			delete(missing, r.Dst)
 		}
-	})
+	}
 	return len(s.List) > 0 && len(missing) == 0, err
 }
 

@@ -170,7 +170,7 @@ func TestDefaultMTU(t *testing.T) {
 		if f.Links, err = sp.links(); err != nil {
 			t.Fatal(err)
 		}
-		if err := sp.routes(func(r facts.Route) { f.Routes = append(f.Routes, r) }); err != nil {
+		if f.Routes, err = sp.routes(); err != nil {
 			t.Fatal(err)
 		}
 		if got := defaultMTU(f); got != want {

@@ -345,11 +345,13 @@ func TestAddrsLikeIP(t *testing.T) {
 		cmds += "ip address add " + a + " dev wg0;"
 	}
 	sh(t, theirs, cmds)
+	sh(t, theirs, "ip address add 10.11.0.1/24 dev wg0 noprefixroute; ip address add 2001:db8:7::1/64 dev wg0 noprefixroute")
 	d := newDoer(t, Options{})
 	step := plan.Addr{Link: "wg0", List: prefixes(list...)}
 	exists(t, d, ours, step, false)
 	do(t, d, ours, step)
 	exists(t, d, ours, step, true)
+	do(t, d, ours, plan.Addr{Link: "wg0", NoPrefixRoute: true, List: prefixes("10.11.0.1/24", "2001:db8:7::1/64")})
 	strip := " | sed -E 's/link\\/ether [0-9a-f:]+//; s/ tentative//; s/maxmtu.*//'"
 	same(t, ours, theirs, "ip -4 -d addr show dev wg0"+strip, "ip -6 -d addr show dev wg0"+strip, "ip -4 route show table all dev wg0", "ip -6 route show dev wg0 | sort")
 

@@ -143,7 +143,7 @@ func (m *message) putLinkUp(index, mtu int) (typ, flags uint16) {
 
 // putAddr writes what `ip address add P dev LINK` sends: no broadcast address,
 // and host scope for 127.0.0.0/8.
-func (m *message) putAddr(index int, p netip.Prefix, del bool) (typ, flags uint16) {
+func (m *message) putAddr(index int, p netip.Prefix, noPrefixRoute, del bool) (typ, flags uint16) {
 	a := p.Addr()
 	scope := byte(unix.RT_SCOPE_UNIVERSE)
 	if a.Is4() && a.IsLoopback() && !del {
@@ -156,6 +156,9 @@ func (m *message) putAddr(index int, p netip.Prefix, del bool) (typ, flags uint1
 		return unix.RTM_DELADDR, 0
 	}
 	m.attrAddr(unix.IFA_ADDRESS, a)
+	if noPrefixRoute {
+		m.attr32(unix.IFA_FLAGS, unix.IFA_F_NOPREFIXROUTE)
+	}
 	return unix.RTM_NEWADDR, create
 }
 

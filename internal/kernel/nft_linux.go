@@ -71,7 +71,7 @@ func (sp *space) hasNft(ctx context.Context, s plan.Nft) (bool, error) {
 			return true, nil
 		}
 	}
-	if ok && !s.Delete {
+	if ok && !s.Delete && !s.IPTables {
 		return false, nil
 	}
 	for _, v6 := range []bool{false, true} {
@@ -86,24 +86,22 @@ func (sp *space) hasNft(ctx context.Context, s plan.Nft) (bool, error) {
 	return false, nil
 }
 
-func (sp *space) nft(ctx context.Context, s plan.Nft) (plan.Outcome, error) {
+func (sp *space) nft(ctx context.Context, s plan.Nft) error {
 	tables, ok, err := sp.nftTables()
-	if err != nil {
-		return plan.Outcome{}, err
-	}
-	if s.Delete {
-		return plan.Outcome{}, sp.deleteFirewall(ctx, s, tables)
-	}
-	undo := plan.Outcome{Undo: []plan.Step{plan.Nft{Link: s.Link, Delete: true}}}
-	if !ok {
-		return undo, sp.iptablesAdd(ctx, s)
+	switch {
+	case err != nil:
+		return err
+	case s.Delete:
+		return sp.deleteFirewall(ctx, s, tables)
+	case !ok || s.IPTables:
+		return sp.iptablesAdd(ctx, s)
 	}
 	c, err := sp.nftConn()
 	if err != nil {
-		return plan.Outcome{}, err
+		return err
 	}
 	addTable(c, s)
-	return undo, c.Flush()
+	return c.Flush()
 }
 
 // deleteFirewall deletes the tables of both families. Where there is none, the

@@ -264,7 +264,7 @@ func TestRequestsAreSmall(t *testing.T) {
 // TestWGIsLinear asserts that ten times as many peers or allowed IPs take at
 // most 40 times the processor time: quadratic would be 100.
 func TestWGIsLinear(t *testing.T) {
-	for _, tt := range []struct{ peers, ips int }{{1, 5000}, {1000, 1}} {
+	for _, tt := range []struct{ peers, ips int }{{1, 2000}, {150, 1}} {
 		var cost [2]time.Duration
 		for round, factor := range []int{1, 10} {
 			dev := manyPeers(tt.peers, tt.ips)
