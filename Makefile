@@ -2,7 +2,7 @@
 GO         ?= $(or $(shell command -v go),/usr/local/go/bin/go)
 PREFIX     ?= /usr/local
 VERSION    ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
-BENCHFLAGS ?= -benchtime 1x -count 7
+BENCHFLAGS ?= -n 7
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
@@ -49,7 +49,8 @@ vuln: ## known vulnerabilities; a database out of reach is a loud warning and no
 
 bench: build ## speed against the reference wg-quick
 	./test/reference/install
-	$(GO) test -run '^$$' -bench . $(BENCHFLAGS) -timeout 2h ./test/bench/...
+	./test/install iproute2 nftables procps strace wireguard-go
+	$(GO) run ./test/bench $(BENCHFLAGS)
 
 man: ## lint of the manual
 	$(if $(wildcard man/*.[1-9]),mandoc -T lint -W warning $(wildcard man/*.[1-9]))

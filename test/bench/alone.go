@@ -1,0 +1,156 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// memoryCommand makes this program start another and write its peak memory to a
+// file. A process begins with the peak of the one it was forked from, so that must
+// be a small one (exec_mmap in fs/exec.c).
+const memoryCommand = "-memory-of"
+
+func memoryChild(file string, argv []string) int {
+	c := exec.Command(argv[0], argv[1:]...)
+	c.Stdout, c.Stderr = os.Stdout, os.Stderr
+	if err := c.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	usage := c.ProcessState.SysUsage().(*syscall.Rusage)
+	if err := os.WriteFile(file, []byte(fmt.Sprint(usage.Maxrss)), 0o600); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// memory prints the peak memory of up, in MiB.
+func (b *bench) memory(n int) error {
+	name := fmt.Sprintf("peak memory of up, %d AllowedIPs, MiB", n)
+	if !b.rows.MatchString(name) {
+		return nil
+	}
+	if err := b.write(onePeer(n)); err != nil {
+		return err
+	}
+	var peaks []float64
+	for range 3 {
+		if err := b.do("/proc/self/exe", memoryCommand, b.dir+"/peak", b.quickns, "up", link); err != nil {
+			return err
+		}
+		text, err := os.ReadFile(b.dir + "/peak")
+		if err != nil {
+			return err
+		}
+		kib, err := strconv.ParseFloat(string(text), 64)
+		if err != nil {
+			return err
+		}
+		peaks = append(peaks, kib/1024)
+		if err := b.do(b.quickns, "down", link); err != nil {
+			return err
+		}
+		if err := b.gone(); err != nil {
+			return err
+		}
+	}
+	peak := slices.Max(peaks)
+	target, reached := "", ""
+	if n <= 1000 {
+		target, reached = "<= 40", verdict(peak <= 40)
+	}
+	fmt.Printf("| %s | %.1f | %s | %s |\n", name, peak, target, reached)
+	return nil
+}
+
+// resolvconf starts nothing.
+const resolvconf = "#!/bin/sh\nwhile read -r line; do :; done\n"
+
+// processes prints what an up with DNS and hooks starts, as strace(1) sees it.
+func (b *bench) processes() error {
+	const name = "processes of up with DNS and 4 hooks"
+	if !b.rows.MatchString(name) {
+		return nil
+	}
+	bin := b.dir + "/bin"
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(bin+"/resolvconf", []byte(resolvconf), 0o755); err != nil {
+		return err
+	}
+	path := os.Getenv("PATH")
+	os.Setenv("PATH", bin+":"+path)
+	defer os.Setenv("PATH", path)
+	c := fullTunnel()
+	c.file = strings.Replace(c.file, "[Interface]\n", "[Interface]\nDNS = 192.168.77.53\nPreUp = :\nPreUp = :\nPostUp = :\nPostUp = :\n", 1)
+	if err := b.write(c); err != nil {
+		return err
+	}
+	trace := b.dir + "/trace"
+	if err := b.do("strace", "-f", "-qq", "-e", "signal=none", "-e", "trace=execve,execveat,clone,clone3,fork,vfork", "-o", trace,
+		b.quickns, "up", link); err != nil {
+		return err
+	}
+	if err := b.do(b.quickns, "down", link); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(trace)
+	if err != nil {
+		return err
+	}
+	started, strangers := b.started(string(text))
+	fmt.Printf("| %s | %s | resolvconf, 4 bash%s | %s |\n", name, strings.Join(started, ", "), map[bool]string{true: ", wireguard-go"}[b.userspace],
+		verdict(!strangers && len(started) <= 6))
+	return nil
+}
+
+var (
+	executed = regexp.MustCompile(`^(\d+) +execve(?:at)?\("([^"]*)".*= 0$`)
+	forked   = regexp.MustCompile(`^(\d+) +(?:<\.\.\. )?(?:clone3?|v?fork).*= (\d+)$`)
+)
+
+// started lists the programs that the traced one started itself. Its threads
+// are no processes; what became no program is one it had no reason for.
+func (b *bench) started(trace string) (list []string, strangers bool) {
+	children := map[string]string{} // by PID, the program it became
+	var ours map[string]bool        // its threads
+	flags := map[string]string{}    // of a call that another interrupted
+	for line := range strings.Lines(trace) {
+		line = strings.TrimSpace(line)
+		pid, rest, _ := strings.Cut(line, " ")
+		if ours == nil {
+			ours = map[string]bool{pid: true}
+			continue // its own execve
+		}
+		if strings.HasSuffix(rest, "<unfinished ...>") {
+			flags[pid] = rest
+		}
+		if m := forked.FindStringSubmatch(line); m != nil && ours[pid] {
+			if strings.Contains(flags[pid]+rest, "CLONE_THREAD") {
+				ours[m[2]] = true
+			} else if children[m[2]] == "" {
+				children[m[2]] = "?"
+			}
+			flags[pid] = ""
+		}
+		if m := executed.FindStringSubmatch(line); m != nil && (children[pid] == "" || children[pid] == "?") {
+			children[pid] = m[2][strings.LastIndexByte(m[2], '/')+1:]
+		}
+	}
+	for _, name := range children {
+		list = append(list, name)
+		if name != "resolvconf" && name != "bash" && !(b.userspace && name == "wireguard-go") {
+			strangers = true
+		}
+	}
+	slices.Sort(list)
+	return list, strangers
+}
