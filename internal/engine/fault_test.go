@@ -262,6 +262,7 @@ func TestCancelledUp(t *testing.T) {
 			case "unnoticed":
 				l.doer.before = stop
 				l.doer.Doer = deaf{l.world}
+				l.stage = oneStage
 			}
 			err, _ := l.with(nil).up(ctx)
 			if !errors.Is(err, errSignal) {
@@ -274,6 +275,20 @@ func TestCancelledUp(t *testing.T) {
 			cancel(nil)
 		}
 	}
+}
+
+// oneStage makes one of all stages.
+func oneStage(list []engine.Stage) []engine.Stage {
+	return []engine.Stage{{Global: true, Plan: func(ctx context.Context) (all []plan.Action, err error) {
+		for _, s := range list {
+			actions, err := s.Plan(ctx)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, actions...)
+		}
+		return all, nil
+	}}}
 }
 
 // deaf does what it is told even if nobody waits for it any more.
