@@ -15,7 +15,7 @@ func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []pla
 	done := func(do plan.Step, undo ...plan.Step) plan.Action {
 		return plan.Action{Do: do, Undo: undo, Why: "made by wg-quick"}
 	}
-	actions := []plan.Action{done(plan.Link{Name: name}, plan.Link{Name: name, Index: f.Device.Index, Delete: true})}
+	var actions []plan.Action
 	if len(cfg.DNS) > 0 {
 		actions = append(actions, done(plan.DNS{Link: name, Prefix: resolvconfPrefix},
 			plan.DNS{Link: name, Prefix: resolvconfPrefix, Delete: true}))
@@ -28,9 +28,12 @@ func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []pla
 			}
 		}
 	}
+	// The interface comes last: as long as it is there, a list that was only half
+	// recorded can be made anew.
 	return append(actions,
 		done(plan.Nft{Link: name, IPv6: true, IPTables: !f.NFTables}, plan.Nft{Link: name, IPv6: true, IPTables: !f.NFTables, Delete: true}),
-		done(plan.Nft{Link: name, IPTables: !f.NFTables}, plan.Nft{Link: name, IPTables: !f.NFTables, Delete: true}))
+		done(plan.Nft{Link: name, IPTables: !f.NFTables}, plan.Nft{Link: name, IPTables: !f.NFTables, Delete: true}),
+		done(plan.Link{Name: name}, plan.Link{Name: name, Index: f.Device.Index, Delete: true}))
 }
 
 func deleteRule(r plan.Rule) plan.Rule {

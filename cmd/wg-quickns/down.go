@@ -37,8 +37,8 @@ func (a app) down(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	if found && s.log.State() == journal.Complete && !s.recorded(link.Index) {
-		s.say("the record of `%s' is of an interface that is gone; undoing what is left of it", s.name)
+	if found && s.log.State() != journal.Empty && !s.recorded(link.Index) {
+		s.say("the record of `%s' is not of this interface; undoing what is left of it", s.name)
 		if err := s.engine.Down(ctx); err != nil {
 			return err
 		}
