@@ -159,7 +159,6 @@ func load(text []byte) ([]entry, error) {
 		IgnoreInlineComment:        true,
 		AllowShadows:               true,
 		AllowDuplicateShadowValues: true, // without it, each value is compared with all before it
-		AllowNonUniqueSections:     true,
 		PreserveSurroundedQuote:    true,
 		KeyValueDelimiters:         "=",
 		ChildSectionDelimiter:      "\x00",

@@ -196,6 +196,9 @@ func hostAddr(s string) (netip.Addr, bool) {
 		}
 		return a, err == nil
 	}
+	if s == "*" { // no host: the loopback address
+		return netip.IPv6Loopback(), true
+	}
 	parts := strings.SplitN(s, ".", 5)
 	if len(parts) > 4 {
 		return netip.Addr{}, false

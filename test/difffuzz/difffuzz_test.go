@@ -96,11 +96,10 @@ type shell struct {
 }
 
 const loop = `
-source <(sed '/override insertion point/q' "$1")
+# what asks about the file's place and mode costs three processes and tells nothing
+source <(sed -e '/override insertion point/q' -e '/CONFIG_FILE="$(readlink /d' -e '/stat -c/d' "$1")
 set +e
 cd "$2/empty"
-stat() { echo 00; }
-readlink() { echo "$2"; }
 dump() {
 	printf '%s\0' ok "$MTU" "$TABLE" "$SAVE_CONFIG" "$WG_CONFIG"
 	local -n list
@@ -548,6 +547,9 @@ func (i *ipChecks) try(t *testing.T, key, value string, outcomes map[string]int,
 	taken := err == nil || exit.ExitCode() == 2
 
 	text := fmt.Sprintf("[Interface]\n%s = %s\n", key, value)
+	if key == "Address" { // between others, as white space at the ends of a value goes
+		text = fmt.Sprintf("[Interface]\nAddress = ::,%s,::\n", value)
+	}
 	_, err = confparse.Parse("x.conf", []byte(text))
 	switch {
 	case key == "Table" && err == nil && !taken: // a name is looked up when routes are made
