@@ -53,7 +53,7 @@ func (f *faulty) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome,
 		case "fail":
 			return plan.Outcome{}, &plan.StepError{Step: s, Err: syscall.EIO}
 		case "kill-before", "int-before", "term-before", "hup-before":
-			f.signal()
+			f.signal(ctx)
 		}
 	}
 	out, err := f.Doer.Do(ctx, ns, s)
@@ -62,20 +62,23 @@ func (f *faulty) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome,
 		case "lie":
 			return plan.Outcome{}, &plan.StepError{Step: s, Err: syscall.EIO}
 		case "kill-after", "int-after", "term-after", "hup-after":
-			f.signal()
+			f.signal(ctx)
 		}
 	}
 	return out, err
 }
 
-// signal sends the mode's signal and gives it time to arrive.
-func (f *faulty) signal() {
+// signal sends the mode's signal and waits until it is noticed.
+func (f *faulty) signal(ctx context.Context) {
 	name, _, _ := strings.Cut(f.mode, "-")
 	sig := map[string]syscall.Signal{
 		"kill": syscall.SIGKILL, "int": syscall.SIGINT, "term": syscall.SIGTERM, "hup": syscall.SIGHUP,
 	}[name]
 	syscall.Kill(os.Getpid(), sig)
-	time.Sleep(50 * time.Millisecond)
+	select {
+	case <-ctx.Done():
+	case <-time.After(5 * time.Second):
+	}
 }
 
 func (f *faulty) log(s plan.Step) {

@@ -40,7 +40,7 @@ type Bed struct {
 }
 
 // limit is what no command may take.
-const limit = 30 * time.Second
+const limit = time.Minute
 
 // resolvconf keeps a file per record, empty when there is none, and starts no
 // process for it. It deletes what is not there, as the real ones do with -f.

@@ -158,24 +158,39 @@ func (b *Bed) files(s state.State) error {
 
 // processes lists the processes that live in the namespace.
 func (b *Bed) processes(s state.State) error {
-	var here unix.Stat_t
-	if err := unix.Stat(b.NS.Path(), &here); err != nil {
-		return err
-	}
-	procs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return err
-	}
-	for _, dir := range procs {
-		var st unix.Stat_t
-		if pid, _ := strconv.Atoi(filepath.Base(dir)); pid == os.Getpid() || unix.Stat(dir+"/ns/net", &st) != nil || st.Ino != here.Ino {
-			continue
-		}
-		if args, err := os.ReadFile(dir + "/cmdline"); err == nil && len(args) > 0 {
+	pids, err := b.pids()
+	for _, pid := range pids {
+		if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && len(args) > 0 {
 			add(s, "process", "%s", strings.ReplaceAll(strings.Trim(string(args), "\x00"), "\x00", " "))
 		}
 	}
-	return nil
+	return err
+}
+
+func (b *Bed) pids() (pids []int, err error) {
+	var here, st unix.Stat_t
+	if err := unix.Stat(b.NS.Path(), &here); err != nil {
+		return nil, err
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range procs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if pid != os.Getpid() && unix.Stat(dir+"/ns/net", &st) == nil && st.Dev == here.Dev && st.Ino == here.Ino {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
+}
+
+// Abandon ends what a failed test has left running, so that another bed finds
+// the interfaces' names free.
+func (b *Bed) Abandon() {
+	pids, _ := b.pids()
+	for _, pid := range pids {
+		unix.Kill(pid, unix.SIGKILL)
+	}
+	os.RemoveAll("/run/wg-quickns")
+	os.RemoveAll("/run/wireguard")
 }
 
 // Out names the link by which an address is reached.
@@ -189,4 +204,13 @@ func (b *Bed) Out(to string) (string, error) {
 		return "", fmt.Errorf("route to %s: %w", to, err)
 	}
 	return l.Attrs().Name, nil
+}
+
+// Index is a link's.
+func (b *Bed) Index(link string) (int, error) {
+	l, err := b.handle.LinkByName(link)
+	if err != nil {
+		return 0, fmt.Errorf("link %s: %w", link, err)
+	}
+	return l.Attrs().Index, nil
 }

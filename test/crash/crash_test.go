@@ -2,7 +2,6 @@ package crash
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -45,8 +44,9 @@ func (w *world) run(name string, do func()) {
 }
 
 func (w *world) fresh() {
-	w.beds++
-	os.RemoveAll("/run/wg-quickns")
+	if w.beds++; w.Bed != nil {
+		w.Abandon()
+	}
 	w.Bed = bed.New(w.root, fmt.Sprintf("crash%d", w.beds))
 	w.Config(w.t, "wg0", bed.FullTunnel(0))
 	var err error

@@ -1,0 +1,2 @@
+// Package crash breaks up and down at every point and looks at what is left.
+package crash

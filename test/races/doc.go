@@ -1,0 +1,2 @@
+// Package races runs commands against each other.
+package races
