@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"wg-quickns/confparse"
@@ -210,5 +212,59 @@ func TestTableNames(t *testing.T) {
 	}
 	if _, err := tableNames([]string{dir}); err == nil {
 		t.Error("reading a directory is no error")
+	}
+}
+
+func TestInterruptedDump(t *testing.T) {
+	tries := 0
+	err := dump("things", func() error {
+		if tries++; tries < 3 {
+			return netlink.ErrDumpInterrupted
+		}
+		return nil
+	})
+	if err != nil || tries != 3 {
+		t.Errorf("%v after %d tries", err, tries)
+	}
+	if err := dump("things", func() error { return netlink.ErrDumpInterrupted }); !errors.Is(err, netlink.ErrDumpInterrupted) {
+		t.Errorf("always interrupted: %v", err)
+	}
+}
+
+// TestDumpWhileChanging asserts that no dump loses what was there all the time.
+func TestDumpWhileChanging(t *testing.T) {
+	ns := newNS(t)
+	sh(t, ns, veth)
+	d, other := newDoer(t, Options{}), newDoer(t, Options{})
+	for _, v6 := range []bool{false, true} {
+		do(t, d, ns, manyRoutes(3000, v6))
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		flip := plan.Route{Link: "wg0", List: prefixes("10.0.5.0/24", "2001:db8:5::/48")}
+		for ctx.Err() == nil {
+			if _, err := other.Do(t.Context(), ns, flip); err != nil {
+				done <- err
+				return
+			}
+			flip.Delete = !flip.Delete
+			time.Sleep(10 * time.Millisecond)
+		}
+		done <- nil
+	}()
+	sp, err := d.space(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		list, err := sp.routes()
+		if n := len(list); err != nil || n < 6000 || n > 6010 {
+			t.Errorf("%d routes, %v", n, err)
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -397,6 +397,9 @@ func TestRoutesLikeIP(t *testing.T) {
 		exists(t, d, ours, step, false)
 		do(t, d, ours, step)
 		exists(t, d, ours, step, true)
+		elsewhere := step
+		elsewhere.Table = 77
+		exists(t, d, ours, elsewhere, false)
 		same(t, ours, theirs, "ip -4 -d -N route show table all dev wg0", "ip -6 -d -N route show table all dev wg0")
 
 		_, err := d.Do(context.Background(), ours, plan.Route{Link: "wg0", Table: table, List: prefixes("172.16.0.0/12", "fd00::/8", "10.0.0.0/8", "2001:db8::/32")})

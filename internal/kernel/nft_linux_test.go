@@ -52,7 +52,13 @@ func TestNftLikeNft(t *testing.T) {
 	if out := sh(t, ours, "nft list table ip wg-quick-wg0"); strings.Contains(out, "stale") || out != sh(t, theirs, "nft list table ip wg-quick-wg0") {
 		t.Errorf("after replacing:\n%s", out)
 	}
-	exists(t, d, ours, plan.Nft{Link: "wg0", Delete: true}, true)
+	for _, family := range []string{"ip6", "ip"} { // either of them is something to delete
+		sh(t, ours, "nft delete table "+family+" wg-quick-wg0")
+		exists(t, d, ours, plan.Nft{Link: "wg0", Delete: true}, true)
+		for _, s := range steps[:2] {
+			do(t, d, ours, s)
+		}
+	}
 	for range 2 {
 		do(t, d, ours, plan.Nft{Link: "wg0", Delete: true})
 		exists(t, d, ours, plan.Nft{Link: "wg0", Delete: true}, false)
