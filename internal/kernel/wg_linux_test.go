@@ -267,11 +267,9 @@ func TestWGIsLinear(t *testing.T) {
 	for _, tt := range []struct{ peers, ips int }{{1, 2000}, {150, 1}} {
 		var cost [2]time.Duration
 		for round, factor := range []int{1, 10} {
-			dev := manyPeers(tt.peers, tt.ips)
+			dev := manyPeers(tt.peers*factor, tt.ips)
 			if tt.peers == 1 {
 				dev = manyPeers(1, tt.ips*factor)
-			} else {
-				dev = manyPeers(tt.peers*factor, tt.ips)
 			}
 			ns := newNS(t)
 			d, link, undo := addWG(t, ns)
