@@ -2,7 +2,6 @@ package confparse
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -18,15 +17,14 @@ const space = " \t\n\v\f\r"
 // readLines splits data as a loop of `read -r line || [[ -n $line ]]` does:
 // NUL bytes are dropped, blanks and tabs at the ends too.
 func readLines(data []byte) []Line {
-	data = bytes.ReplaceAll(data, []byte{0}, nil)
 	var lines []Line
-	for len(data) > 0 {
-		text, rest, whole := bytes.Cut(data, []byte("\n"))
-		text = bytes.Trim(text, " \t")
-		if whole || len(text) > 0 {
-			lines = append(lines, Line{Text: string(text)})
+	for rest := strings.ReplaceAll(string(data), "\x00", ""); rest != ""; {
+		text, after, whole := strings.Cut(rest, "\n")
+		text = strings.Trim(text, " \t")
+		if whole || text != "" {
+			lines = append(lines, Line{Text: text})
 		}
-		data = rest
+		rest = after
 	}
 	return lines
 }
@@ -58,17 +56,20 @@ func clean(text string) string {
 	if !strings.ContainsAny(text, space) {
 		return text
 	}
-	var b strings.Builder
+	b := make([]byte, 0, len(text))
 	for i := range len(text) {
 		if strings.IndexByte(space, text[i]) < 0 {
-			b.WriteByte(text[i])
+			b = append(b, text[i])
 		}
 	}
-	return b.String()
+	return string(b)
 }
 
 // asciiLower is strings.ToLower without Unicode, where K (Kelvin) folds to k.
 func asciiLower(s string) string {
+	if !strings.ContainsAny(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") {
+		return s
+	}
 	b := []byte(s)
 	for i, c := range b {
 		if 'A' <= c && c <= 'Z' {
@@ -117,17 +118,24 @@ func wgText(lines []Line) []byte {
 		if text == "" {
 			continue
 		}
-		switch section := asciiLower(text); section {
-		case "[interface]", "[peer]":
-			w.section(section[1 : len(section)-1])
-			w.key("section", i+1, "")
-			continue
+		if text[0] == '[' {
+			if section := asciiLower(text); section == "[interface]" || section == "[peer]" {
+				w.section(section[1 : len(section)-1])
+				w.key("section", i+1, "")
+				continue
+			}
 		}
 		name, value, found := strings.Cut(text, "=")
-		switch name = asciiLower(name); {
-		case !found || value == "" && name != "allowedips":
-			name = "line"
-		case !slices.Contains([]string{"listenport", "fwmark", "privatekey", "endpoint", "publickey", "allowedips", "persistentkeepalive", "presharedkey"}, name):
+		switch name = asciiLower(name); name {
+		case "listenport", "fwmark", "privatekey", "endpoint", "publickey", "persistentkeepalive", "presharedkey":
+			if value == "" {
+				name = "line"
+			}
+		case "allowedips":
+			if !found {
+				name = "line"
+			}
+		default:
 			name = "line"
 		}
 		w.key(name, i+1, text)
@@ -140,10 +148,15 @@ func wgText(lines []Line) []byte {
 // its value with a back quote, ini.v1 takes all up to the last one verbatim.
 type iniWriter struct{ bytes.Buffer }
 
-func (w *iniWriter) section(name string) { fmt.Fprintf(w, "[%s]\n", name) }
+func (w *iniWriter) section(name string) { w.WriteString("[" + name + "]\n") }
 
 func (w *iniWriter) key(name string, line int, value string) {
-	fmt.Fprintf(w, "%s=`%d %s`\n", name, line, value)
+	w.WriteString(name)
+	w.WriteString("=`")
+	w.Write(strconv.AppendInt(w.AvailableBuffer(), int64(line), 10))
+	w.WriteByte(' ')
+	w.WriteString(value)
+	w.WriteString("`\n")
 }
 
 // entry is one key of the file, in file order.
@@ -152,8 +165,8 @@ type entry struct {
 	line                int
 }
 
-// load reads what an iniWriter wrote.
-func load(text []byte) ([]entry, error) {
+// load reads what an iniWriter wrote of so many lines.
+func load(text []byte, lines int) ([]entry, error) {
 	f, err := ini.LoadSources(ini.LoadOptions{
 		IgnoreContinuation:         true,
 		IgnoreInlineComment:        true,
@@ -166,19 +179,18 @@ func load(text []byte) ([]entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []entry
+	out := make([]entry, lines+1) // by line, so that they come in file order
 	for _, s := range f.Sections() {
 		for _, k := range s.Keys() {
 			for _, v := range k.ValueWithShadows() { // String() would interpolate %(x)s
 				number, value, _ := strings.Cut(v, " ")
 				line, err := strconv.Atoi(number)
-				if err != nil {
-					return nil, err
+				if err != nil || line < 0 || line > lines {
+					return nil, fmt.Errorf("line number %q of %d", number, lines)
 				}
-				out = append(out, entry{s.Name(), k.Name(), value, line})
+				out[line] = entry{s.Name(), k.Name(), value, line}
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b entry) int { return cmp.Compare(a.line, b.line) })
-	return out, nil
+	return slices.DeleteFunc(out, func(e entry) bool { return e.key == "" }), nil
 }

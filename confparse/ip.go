@@ -128,9 +128,10 @@ func ipv4(s string) (netip.Addr, bool) {
 	return netip.AddrFrom4(b), true
 }
 
-// cNumber reads a number as strtoul(3) does with base 0, a minus sign left out.
+// cNumber reads a number as strtoul(3) does with base 0, white space
+// before it skipped; none with a minus sign.
 func cNumber(s string) (uint64, bool) {
-	s = strings.TrimPrefix(s, "+")
+	s = strings.TrimPrefix(strings.TrimLeft(s, space), "+")
 	base := 10
 	switch {
 	case len(s) > 2 && s[0] == '0' && s[1]|0x20 == 'x':

@@ -29,7 +29,7 @@ func Parse(path string, data []byte) (*Config, error) {
 // it: Device stays empty and no value but SaveConfig's is checked.
 func ParseLines(path string, data []byte) (*Config, error) {
 	c := &Config{Path: path, Lines: readLines(data)}
-	entries, err := load(quickText(c.Lines))
+	entries, err := load(quickText(c.Lines), len(c.Lines))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}

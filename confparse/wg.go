@@ -12,7 +12,7 @@ import (
 // parseWG reads wg's part into Device, as config.c of wireguard-tools does for
 // `wg addconf`.
 func (c *Config) parseWG() error {
-	entries, err := load(wgText(c.Lines))
+	entries, err := load(wgText(c.Lines), len(c.Lines))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", c.Path, err)
 	}
