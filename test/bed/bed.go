@@ -72,6 +72,7 @@ func New(t testing.TB, name string) *Bed {
 		ip -6 route add default via 2001:db8::1
 		ip route add 198.51.100.0/24 via 192.0.2.1 table 77
 		sysctl -qw net.ipv4.conf.all.send_redirects=0 # as the kernel does when a WireGuard link goes up
+		sysctl -qw net.ipv6.conf.default.addr_gen_mode=1 # wireguard-go's tun has a random fe80:: otherwise
 		ip rule add not fwmark 77 table 77
 		ip rule add table main suppress_prefixlength 0
 		ip -6 rule add not fwmark 77 table 77
