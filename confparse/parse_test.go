@@ -1,10 +1,12 @@
 package confparse
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -374,5 +376,47 @@ func BenchmarkParse(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+func BenchmarkPeers(b *testing.B) {
+	for _, n := range []int{10_000, 100_000} {
+		var text bytes.Buffer
+		text.WriteString("[Interface]\nPrivateKey = " + key1 + "\n")
+		for i := range n {
+			k := Key{byte(i), byte(i >> 8), byte(i >> 16)}
+			fmt.Fprintf(&text, "[Peer]\nPublicKey = %s\nAllowedIPs = 10.%d.%d.%d/32\n", k.String64(), i>>16, i>>8&255, i&255)
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				if _, err := Parse("x.conf", text.Bytes()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// TestNoGrowth: nothing is kept from one file to the next.
+func TestNoGrowth(t *testing.T) {
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	parse := func(from, to int) {
+		for i := from; i < to; i++ {
+			text := fmt.Sprintf("[Interface]\nTable = t%d\nPostUp = %d\nk%d = 1\n"+peer, i, i, i)
+			if _, err := Parse("x.conf", []byte(text)); err == nil {
+				t.Fatal("an unknown key is taken")
+			}
+		}
+	}
+	parse(0, 100)
+	before := heap()
+	parse(100, 5100)
+	if after := heap(); after > before+256<<10 {
+		t.Errorf("%d bytes on the heap, %d before 5000 files", after, before)
 	}
 }
