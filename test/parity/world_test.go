@@ -296,14 +296,18 @@ func (w *world) state() []string {
 			}
 			return ifindex.ReplaceAllString(r.stdout, "$1 ")
 		}
-		add("ip", ip("link show\naddr show\nroute show table all\nrule show\n"))
+		text := ip("link show\naddr show\nroute show table all\nrule show\n")
+		add("ip", text)
 		add("ip -6", ip("rule show\n", "-6"))
-		r := w.runHere("", reference()+"/wg", "show", "all", "dump")
-		if r.code != 0 {
-			w.t.Errorf("%s: wg show: %s", w.name, r.stderr)
+		if strings.Contains(text, " wireguard ") {
+			r := w.runHere("", reference()+"/wg", "show", "all", "dump")
+			if r.code != 0 {
+				w.t.Errorf("%s: wg show: %s", w.name, r.stderr)
+			}
+			add("wg", transfer.ReplaceAllString(r.stdout, "$1\t"))
 		}
-		add("wg", transfer.ReplaceAllString(r.stdout, "$1\t"))
-		if r = w.runHere("", "nft", "list", "ruleset"); r.code != 0 {
+		r := w.runHere("", "nft", "list", "ruleset")
+		if r.code != 0 {
 			w.t.Errorf("%s: nft list ruleset: %s", w.name, r.stderr)
 		}
 		add("nft", nftPaths(r.stdout))
