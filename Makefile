@@ -47,10 +47,11 @@ vuln: ## known vulnerabilities; a database out of reach is a loud warning and no
 	    echo 'WARNING: NOT CHECKED for known vulnerabilities: vuln.go.dev is out of reach from here' >&2 ;; \
 	  *) exit 1 ;; esac; }
 
-bench: build ## speed against the reference wg-quick
+bench: build ## speed against the reference wg-quick, side by side; BENCHFLAGS='-n ROUNDS -run ROWS'
+	./test/install iproute2 nftables
 	./test/reference/install
-	./test/install iproute2 nftables procps strace wireguard-go
-	$(GO) run ./test/bench $(BENCHFLAGS)
+	$(GO) build -o build/bench ./test/bench
+	WG_QUICKNS=$(CURDIR)/build/wg-quickns ./build/bench $(BENCHFLAGS)
 
 man: ## lint of the manual
 	$(if $(wildcard man/*.[1-9]),mandoc -T lint -W warning $(wildcard man/*.[1-9]))
