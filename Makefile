@@ -48,10 +48,9 @@ vuln: ## known vulnerabilities; a database out of reach is a loud warning and no
 	  *) exit 1 ;; esac; }
 
 bench: build ## speed against the reference wg-quick, side by side; BENCHFLAGS='-n ROUNDS -run ROWS'
-	./test/install iproute2 nftables
 	./test/reference/install
-	$(GO) build -o build/bench ./test/bench
-	WG_QUICKNS=$(CURDIR)/build/wg-quickns ./build/bench $(BENCHFLAGS)
+	./test/install iproute2 nftables procps strace wireguard-go
+	WG_QUICKNS=$(CURDIR)/build/wg-quickns $(GO) run ./test/bench $(BENCHFLAGS)
 
 man: ## lint of the manual
 	$(if $(wildcard man/*.[1-9]),mandoc -T lint -W warning $(wildcard man/*.[1-9]))
