@@ -29,12 +29,12 @@ func Auto(cfg *confparse.Config, f *facts.Facts) ([]plan.Action, error) {
 	for _, p := range swallow {
 		loops[p] = true
 	}
-	set := onDevice(f)
+	covered := onDevice(f)
 	for _, p := range all {
 		switch {
 		case p.Bits() == 0:
 			defaults = append(defaults, p)
-		case !loops[p] && !covered(set, p):
+		case !loops[p] && !covered.by(p):
 			plain = append(plain, p)
 		}
 	}

@@ -51,7 +51,11 @@ func allowed(f *facts.Facts) []netip.Prefix {
 		prefix netip.Prefix
 		text   string
 	}
-	var list []entry
+	n := 0
+	for _, peer := range f.Device.Peers {
+		n += len(peer.AllowedIPs)
+	}
+	list := make([]entry, 0, n)
 	for _, peer := range f.Device.Peers {
 		for _, p := range peer.AllowedIPs {
 			list = append(list, entry{p, p.String()})
@@ -67,22 +71,31 @@ func allowed(f *facts.Facts) []netip.Prefix {
 	return out
 }
 
-// onDevice is the set of main-table destinations routed by the tunnel already.
-func onDevice(f *facts.Facts) map[netip.Prefix]bool {
-	set := make(map[netip.Prefix]bool)
-	for _, r := range f.Routes {
-		if r.Index == f.Device.Index && r.Table == plan.TableMain {
-			set[r.Dst] = true
-		}
-	}
-	return set
+// coverage is a set of prefixes, with the lengths that occur in it.
+type coverage struct {
+	set     map[netip.Prefix]bool
+	lengths []int
 }
 
-// covered says whether p or a shorter prefix around it is in the set, as
+// onDevice is the set of main-table destinations routed by the tunnel already.
+func onDevice(f *facts.Facts) coverage {
+	c := coverage{set: make(map[netip.Prefix]bool)}
+	for _, r := range f.Routes {
+		if r.Index == f.Device.Index && r.Table == plan.TableMain {
+			c.set[r.Dst] = true
+			if !slices.Contains(c.lengths, r.Dst.Bits()) {
+				c.lengths = append(c.lengths, r.Dst.Bits())
+			}
+		}
+	}
+	return c
+}
+
+// by says whether p or a shorter prefix around it is in the set, as
 // `ip route show dev DEVICE match P` would list it.
-func covered(set map[netip.Prefix]bool, p netip.Prefix) bool {
-	for bits := p.Bits(); bits >= 0; bits-- {
-		if set[netip.PrefixFrom(p.Addr(), bits).Masked()] {
+func (c coverage) by(p netip.Prefix) bool {
+	for _, bits := range c.lengths {
+		if bits <= p.Bits() && c.set[netip.PrefixFrom(p.Addr(), bits).Masked()] {
 			return true
 		}
 	}
@@ -104,18 +117,29 @@ func subnets(cfg *confparse.Config) []netip.Prefix {
 // that would take its encrypted packets to an endpoint back into it: the endpoint
 // is inside, and no route by another interface is a better match.
 func swallowed(cfg *confparse.Config, f *facts.Facts) []netip.Prefix {
-	if !automatic(cfg) {
+	if !automatic(cfg) || len(f.Device.Peers) == 0 {
 		return nil
 	}
-	mine := make(map[netip.Prefix]bool)
-	for _, p := range append(subnets(cfg), allowed(f)...) {
-		mine[p] = p.Bits() > 0 // a /0 is the strategy's own matter
+	mine := make(map[netip.Prefix]bool, max(len(f.Device.Peers), len(f.Device.Peers[0].AllowedIPs)))
+	add := func(list []netip.Prefix) {
+		for _, p := range list {
+			mine[p] = p.Bits() > 0 // a /0 is the strategy's own matter
+		}
+	}
+	add(subnets(cfg))
+	for _, peer := range f.Device.Peers {
+		add(peer.AllowedIPs)
 	}
 	others := mainByOthers(f)
 	found := make(map[netip.Prefix]bool)
 	var out []netip.Prefix
+	asked := make(map[netip.Addr]bool)
 	for _, peer := range f.Device.Peers {
 		a := peer.Endpoint.Addr().WithZone("")
+		if asked[a] {
+			continue
+		}
+		asked[a] = true
 		for bits := a.BitLen(); bits > 0; bits-- {
 			p := netip.PrefixFrom(a, bits).Masked()
 			if others[p] {

@@ -95,7 +95,7 @@ func (s *session) recorded(index int) bool {
 
 // adopt writes a journal for an interface that has none, of what wg-quick makes.
 func (s *session) adopt(ctx context.Context) error {
-	f, err := s.kernel.Gather(ctx, "", s.name, false)
+	f, err := s.kernel.Gather(ctx, "", s.name, false, nil)
 	if err != nil {
 		return err
 	}

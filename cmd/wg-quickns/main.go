@@ -4,12 +4,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -48,6 +50,10 @@ type app struct {
 	args    []string
 }
 
+// gcPercent lets a command's heap grow: most of them end before it matters, and
+// collecting for 100 000 routes costs more than the routes.
+const gcPercent = 400
+
 func main() {
 	a := app{program: filepath.Base(os.Args[0]), args: os.Args}
 	os.Exit(a.run())
@@ -65,6 +71,7 @@ func (a app) run() int {
 	case len(args) == 2 && args[0] == userspace.Command:
 		return a.status(userspace.Serve(args[1]))
 	case len(args) == 2 && commands[args[0]] != nil:
+		debug.SetGCPercent(gcPercent)
 		ctx, stop := notify(context.Background())
 		defer stop()
 		return a.status(commands[args[0]](ctx, args[1]))
@@ -108,8 +115,17 @@ func (a app) becomeRoot() error {
 	return fmt.Errorf("run sudo: %w", syscall.Exec(sudo, argv, os.Environ()))
 }
 
-// trace prints what is done in wg-quick's way.
-func trace(command string) { fmt.Fprintln(os.Stderr, "[#] "+command) }
+// trace prints what is done in wg-quick's way, in one write: there may be a hundred
+// thousand routes.
+func trace(commands []string) {
+	var b bytes.Buffer
+	for _, c := range commands {
+		b.WriteString("[#] ")
+		b.WriteString(c)
+		b.WriteByte('\n')
+	}
+	os.Stderr.Write(b.Bytes())
+}
 
 // say prints a message of this program's own.
 func (a app) say(format string, args ...any) {

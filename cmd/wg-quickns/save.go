@@ -38,7 +38,7 @@ func (a app) saveCommand(ctx context.Context, arg string) error {
 // save writes the file anew: beside it first, then renamed over it, so that a
 // crash leaves the old file or the new one.
 func (s *session) save(ctx context.Context) error {
-	trace("wg showconf " + s.name)
+	trace([]string{"wg showconf " + s.name})
 	running, err := s.running(ctx)
 	if err != nil {
 		return err

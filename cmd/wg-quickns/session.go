@@ -11,6 +11,7 @@ import (
 	"wg-quickns/hooks"
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/engine"
+	"wg-quickns/internal/facts"
 	"wg-quickns/internal/journal"
 	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/netns"
@@ -40,6 +41,7 @@ type session struct {
 	kernel *kernel.Doer
 	doer   engine.Doer
 	engine *engine.Engine
+	device *facts.Device // as last gathered by up
 }
 
 // doers sends each step to the room that can do it.
@@ -240,7 +242,7 @@ func (s *session) downHooks(phase string) []plan.Hook {
 // run runs hooks outside of a plan: those of `down`, which have no undo.
 func (s *session) run(ctx context.Context, steps []plan.Hook) error {
 	for _, h := range steps {
-		trace(h.Command)
+		trace([]string{h.Command})
 		if _, err := s.doer.Do(ctx, "", h); err != nil {
 			return err
 		}

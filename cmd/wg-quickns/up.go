@@ -140,12 +140,14 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 	}})
 }
 
-// gather reads the facts, and what other tunnels' journals will put back.
+// gather reads the facts, and what other tunnels' journals will put back. Nothing
+// configures the device after the first time.
 func (s *session) gather(ctx context.Context, pathMTU bool) (*facts.Facts, error) {
-	f, err := s.kernel.Gather(ctx, "", s.name, pathMTU)
+	f, err := s.kernel.Gather(ctx, "", s.name, pathMTU, s.device)
 	if err != nil {
 		return nil, err
 	}
+	s.device = &f.Device
 	steps, err := s.others()
 	if err != nil {
 		return nil, err

@@ -44,7 +44,7 @@ type Engine struct {
 	Doer    Doer
 	Journal *journal.Journal
 	Root    journal.Root
-	Trace   func(command string) // nil: no trace
+	Trace   func(commands []string) // nil: no trace; a batch comes whole
 	// Others lists the undo steps pending in the journals of the namespace's
 	// other tunnels. It is called under the global lock. Nil: there are none.
 	Others func() ([]plan.Step, error)
@@ -361,11 +361,8 @@ func (e *Engine) do(ctx context.Context, ns plan.NS, s plan.Step, trace bool) (p
 }
 
 func (e *Engine) trace(commands []string) {
-	if e.Trace == nil {
-		return
-	}
-	for _, c := range commands {
-		e.Trace(c)
+	if e.Trace != nil && len(commands) > 0 {
+		e.Trace(commands)
 	}
 }
 

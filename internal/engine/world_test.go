@@ -323,7 +323,7 @@ func (l *lab) command(ctx context.Context, f func(*engine.Engine, *journal.Journ
 	defer j.Close()
 	l.trace = nil
 	e := &engine.Engine{Doer: l.doer, Journal: j, Root: l.root, Others: l.others, After: l.after,
-		Trace: func(c string) { l.trace = append(l.trace, c) }}
+		Trace: func(c []string) { l.trace = append(l.trace, c...) }}
 	defer func() {
 		if r := recover(); r != nil {
 			if _, ok := r.(killed); !ok {

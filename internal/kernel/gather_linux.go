@@ -20,9 +20,11 @@ import (
 )
 
 // Gather reads what a strategy needs to know of ns, for the WireGuard interface
-// link. The paths' MTUs are read only if pathMTU: one question per endpoint. A
-// read that fails is an error; only IPv6 and nf_tables may be missing.
-func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool) (*facts.Facts, error) {
+// link. The paths' MTUs are read only if pathMTU: one question per endpoint. What
+// WireGuard says of the device is not read again if known is of the same link, from
+// a Gather since which nothing configured it: there may be many peers. A read that
+// fails is an error; only IPv6 and nf_tables may be missing.
+func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool, known *facts.Device) (*facts.Facts, error) {
 	sp, err := d.space(ns)
 	if err != nil {
 		return nil, err
@@ -35,11 +37,15 @@ func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool
 	if err != nil {
 		return nil, err
 	}
-	dev, kernel, err := sp.device(ctx, link)
-	if err != nil {
-		return nil, err
+	if known != nil && known.Index == l.Index {
+		f.Device = *known
+	} else {
+		dev, kernel, err := sp.device(ctx, link)
+		if err != nil {
+			return nil, err
+		}
+		f.Device = toFacts(dev, kernel, l)
 	}
-	f.Device = toFacts(dev, kernel, l)
 	addrs, err := sp.addrs(l)
 	if err != nil {
 		return nil, err

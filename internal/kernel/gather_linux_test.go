@@ -51,7 +51,7 @@ func TestGather(t *testing.T) {
 		ip rule add from 10.3.0.0/16 to 10.4.0.0/16 fwmark 1/0xff table 70000
 		ip -6 rule add not fwmark 51820 table 51820
 		echo 1 > /proc/sys/net/ipv4/conf/all/src_valid_mark`)
-	f, err := d.Gather(context.Background(), ns, link, true)
+	f, err := d.Gather(context.Background(), ns, link, true, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,13 +142,13 @@ func TestGather(t *testing.T) {
 		t.Errorf("rules %+v\nwant %+v", f.Rules, wantRules)
 	}
 
-	if _, err := d.Gather(context.Background(), ns, "none", false); !errors.Is(err, unix.ENODEV) {
+	if _, err := d.Gather(context.Background(), ns, "none", false, nil); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("no interface: %v, want ENODEV", err)
 	}
-	if _, err := d.Gather(context.Background(), ns, "v0", false); !errors.Is(err, unix.ENODEV) {
+	if _, err := d.Gather(context.Background(), ns, "v0", false, nil); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("not WireGuard: %v, want ENODEV", err)
 	}
-	if _, err := d.Gather(context.Background(), "/nonexistent", link, false); !errors.Is(err, unix.ENOENT) {
+	if _, err := d.Gather(context.Background(), "/nonexistent", link, false, nil); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("no namespace: %v, want ENOENT", err)
 	}
 }

@@ -194,9 +194,11 @@ const (
 	endWait   = 2 * time.Second
 )
 
-// until polls ok, for so long at most.
+// until polls ok, for so long at most: often at first, as a program starts and
+// ends in a millisecond or two.
 func until(ctx context.Context, long time.Duration, ok func() (bool, error)) (bool, error) {
-	for end := time.Now().Add(long); ; {
+	pause := 250 * time.Microsecond
+	for end := time.Now().Add(long); ; pause = min(2*pause, 5*time.Millisecond) {
 		done, err := ok()
 		if done || err != nil || time.Now().After(end) {
 			return done, err
@@ -204,7 +206,7 @@ func until(ctx context.Context, long time.Duration, ok func() (bool, error)) (bo
 		select {
 		case <-ctx.Done():
 			return false, ctx.Err()
-		case <-time.After(5 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }

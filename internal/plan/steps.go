@@ -126,7 +126,7 @@ func (s Route) Commands() []string {
 	}
 	out := make([]string, len(s.List))
 	for i, p := range s.List {
-		out[i] = fmt.Sprintf("ip %s route %s %s dev %s%s", p.Family(), verb(s.Delete), p, s.Link, table)
+		out[i] = "ip " + p.Family() + " route " + verb(s.Delete) + " " + p.String() + " dev " + s.Link + table
 	}
 	return out
 }
