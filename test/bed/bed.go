@@ -40,7 +40,7 @@ type Bed struct {
 }
 
 // limit is what no command may take.
-const limit = time.Minute
+const limit = 3 * time.Minute
 
 // resolvconf keeps a file per record, empty when there is none, and starts no
 // process for it. It deletes what is not there, as the real ones do with -f.

@@ -2,6 +2,7 @@ package crash
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +18,10 @@ func TestMain(m *testing.M) { ns.Main(m) }
 // prompt is what a command may take to end after a signal.
 const prompt = 5 * time.Second
 
+// slow says that this is the lab, where a command takes half a second: what does
+// not depend on the kernel is done less often there.
+var slow = os.Getenv("WG_TEST_KERNEL") != ""
+
 // world is a bed with its state at the start. A case that leaves something
 // behind gets a new bed for those after it, so that each failure is its own.
 type world struct {
@@ -25,12 +30,14 @@ type world struct {
 	t      *testing.T // the part that runs
 	before state.State
 	beds   int
-	cases  int
-	failed int
+	isUp   bool // the last case left the tunnel up
+	kinds  []string
+	cases  map[string]int
+	failed map[string]int
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{root: t, t: t}
+	w := &world{root: t, t: t, cases: map[string]int{}, failed: map[string]int{}}
 	w.fresh()
 	return w
 }
@@ -40,6 +47,7 @@ func (w *world) run(name string, do func()) {
 	w.root.Run(name, func(t *testing.T) {
 		w.t = t
 		do()
+		w.report()
 	})
 }
 
@@ -47,6 +55,7 @@ func (w *world) fresh() {
 	if w.beds++; w.Bed != nil {
 		w.Abandon()
 	}
+	w.isUp = false
 	w.Bed = bed.New(w.root, fmt.Sprintf("crash%d", w.beds))
 	w.Config(w.t, "wg0", bed.FullTunnel(0))
 	var err error
@@ -80,23 +89,29 @@ type point struct {
 	bad  bool
 }
 
-// at runs one case and counts it.
-func (w *world) at(name string, do func(p *point)) {
-	p := &point{world: w, name: name}
+// at runs one case of a kind and counts it.
+func (w *world) at(kind, name string, do func(p *point)) {
+	p := &point{world: w, name: kind + ", " + name}
 	w.Ran()
 	do(p)
-	w.cases++
+	if w.cases[kind]++; w.cases[kind] == 1 {
+		w.kinds = append(w.kinds, kind)
+	}
 	if p.bad {
-		w.failed++
+		w.failed[kind]++
 		w.fresh()
 	}
 }
 
-// count reports the cases since the last call.
-func (w *world) count(what string) {
+// report tells how many of the cases since the last call were good.
+func (w *world) report() {
 	w.t.Helper()
-	w.t.Logf("%s: %d of %d", what, w.cases-w.failed, w.cases)
-	w.cases, w.failed = 0, 0
+	for _, kind := range w.kinds {
+		w.t.Logf("%s: %d of %d", kind, w.cases[kind]-w.failed[kind], w.cases[kind])
+	}
+	w.kinds = nil
+	clear(w.cases)
+	clear(w.failed)
 }
 
 func (p *point) errorf(format string, args ...any) {
@@ -132,6 +147,7 @@ func (p *point) clean(when string) {
 		left = state.Diff(p.before, now)
 		return left == ""
 	})
+	p.isUp = false
 	if left != "" {
 		p.errorf("%s: the state is not what it was:\n%s", when, left)
 	}
@@ -143,6 +159,25 @@ func (p *point) up() {
 	p.Ran()
 	p.want("up", p.Up("wg0"), 0)
 	p.whole()
+	p.isUp = true
+}
+
+// ready sees to it that the tunnel is up, as the last case may have left it.
+func (p *point) ready() {
+	p.t.Helper()
+	if !p.isUp {
+		p.up()
+	}
+	p.Ran()
+}
+
+// none sees to it that no tunnel is up.
+func (p *point) none() {
+	p.t.Helper()
+	if p.isUp {
+		p.down()
+	}
+	p.Ran()
 }
 
 // whole checks that the tunnel is up with nothing missing.

@@ -35,7 +35,7 @@ func TestDownAfter(t *testing.T) {
 		{"the config is gone", func(p *point) { os.Remove(config) }, both},
 		{"the config and the interface are gone", func(p *point) { os.Remove(config); p.NS.Run("ip", "link", "del", "wg0") }, both[1:]},
 	} {
-		w.at(c.name, func(p *point) {
+		w.at("down after", c.name, func(p *point) {
 			p.up()
 			c.do(p)
 			p.Ran()
@@ -51,13 +51,13 @@ func TestDownAfter(t *testing.T) {
 			p.clean("after the second down")
 		})
 	}
-	w.at("up after the interface was deleted", func(p *point) {
+	w.at("up after", "the interface was deleted", func(p *point) {
 		p.up()
 		p.NS.Run("ip", "link", "del", "wg0")
 		p.up()
 		p.down()
 	})
-	w.at("a second up", func(p *point) {
+	w.at("up after", "an up", func(p *point) {
 		p.up()
 		r := p.Up("wg0")
 		if p.want("second up", r, 1) && !strings.HasSuffix(r.Output, ": `wg0' already exists\n") {
@@ -66,5 +66,5 @@ func TestDownAfter(t *testing.T) {
 		p.whole()
 		p.down()
 	})
-	w.count("down after")
+	w.report()
 }

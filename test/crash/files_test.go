@@ -59,7 +59,7 @@ func TestFull(t *testing.T) {
 	page := os.Getpagesize()
 	var all []int
 	done := 0 // records of up
-	w.at("measure", func(p *point) {
+	w.at("no room", "none needed", func(p *point) {
 		p.Config(t, "wg0", padded(0))
 		p.up()
 		done = len(p.records())
@@ -68,8 +68,11 @@ func TestFull(t *testing.T) {
 		p.down()
 	})
 	for k, start := range all {
+		if slow && k%4 != 0 {
+			continue
+		}
 		pages := (start + 2 + page - 1) / page
-		w.at(fmt.Sprintf("record %d of %d", k, len(all)), func(p *point) {
+		w.at("no room for a record: non-zero, nothing left", fmt.Sprintf("%d of %d", k, len(all)), func(p *point) {
 			p.Config(t, "wg0", padded((pages*page-start-1)/2))
 			size := fmt.Sprintf("size=%d", pages*page)
 			if k < done {
@@ -95,7 +98,7 @@ func TestFull(t *testing.T) {
 			})
 		})
 	}
-	w.count("no room for a record: non-zero, nothing left")
+	w.report()
 	if done < 30 || len(all) < done+10 {
 		t.Errorf("too few records: %d of up, %d of both", done, len(all))
 	}
@@ -104,14 +107,14 @@ func TestFull(t *testing.T) {
 // TestReadOnly: without a journal nothing is begun, and nothing undone.
 func TestReadOnly(t *testing.T) {
 	w := newWorld(t)
-	w.at("up", func(p *point) {
+	w.at("read-only journals: non-zero, nothing begun", "up", func(p *point) {
 		p.mount(unix.MS_RDONLY, "", func() {
 			p.want("up", p.Up("wg0"), 1)
 			p.clean("after up")
 		})
 		p.up()
 	})
-	w.at("down", func(p *point) {
+	w.at("read-only journals: non-zero, nothing begun", "down", func(p *point) {
 		if err := unix.Mount(journals, journals, "", unix.MS_BIND, ""); err != nil {
 			t.Fatal(err)
 		}
@@ -125,5 +128,5 @@ func TestReadOnly(t *testing.T) {
 		}
 		p.down()
 	})
-	w.count("read-only journals: non-zero, nothing begun")
+	w.report()
 }

@@ -12,124 +12,139 @@ import (
 func TestMatrix(t *testing.T) {
 	w := newWorld(t)
 	up, down := w.steps()
-	w.run("killed up", func() { w.killedUp(up) })
-	w.run("killed down", func() { w.killedDown(down) })
+	w.run("killed", func() { w.killed(up, down) })
 	w.run("interrupted up", func() { w.interruptedUp(up) })
 	w.run("interrupted down", func() { w.interruptedDown(down) })
 	w.run("failing up", func() { w.failingUp(up) })
 	w.run("failing down", func() { w.failingDown(down) })
 }
 
+// begun is the first step of down that undoes something: the one before is PreDown.
+const begun = 1
+
 // steps lists what up and down do, and checks that nothing else changes.
 func (w *world) steps() (up, down []string) {
 	w.thorough(func() {
 		up = w.Steps(w.t, "up", "wg0")
-		w.at("up", func(p *point) { p.whole() })
+		w.at("up", "whole", func(p *point) { p.whole() })
 		down = w.Steps(w.t, "down", "wg0")
-		w.at("down", func(p *point) { p.clean("after down") })
+		w.at("down", "clean", func(p *point) { p.clean("after down") })
 	})
-	w.count("up and down")
+	w.report()
 	w.t.Logf("%d steps of up, %d of down", len(up), len(down))
 	if len(up) < 15 || len(down) < 10 || !strings.HasPrefix(down[0], "1 hook") || strings.Contains(down[begun], "hook") {
-		w.t.Fatalf("too few steps:\n%s\n%s", strings.Join(up, "\n"), strings.Join(down, "\n"))
+		w.t.Fatalf("not the steps of a full tunnel:\n%s\n%s", strings.Join(up, "\n"), strings.Join(down, "\n"))
 	}
 	return up, down
 }
 
-// each calls do for every step and fault.
-func (w *world) each(steps []string, modes []string, do func(p *point, fault string, step int)) {
-	for i, step := range steps {
-		for _, mode := range modes {
-			fault := fmt.Sprintf("%s:%d", mode, i+1)
-			w.at(fmt.Sprintf("%s of %d (%s)", fault, len(steps), step), func(p *point) { do(p, fault, i) })
-		}
-	}
+// fault is one way to break a run at one step.
+type fault struct {
+	mode string
+	step int // from 0
+	name string
 }
 
-// begun is the first step of down that undoes something: the one before is PreDown.
-const begun = 1
+func (f fault) String() string { return fmt.Sprintf("%s:%d", f.mode, f.step+1) }
 
-var kills = []string{"kill-before", "kill-after"}
+// faults lists every mode for every step; with rotate one mode a step, in turn.
+func faults(steps []string, rotate bool, modes ...string) (list []fault) {
+	for i, step := range steps {
+		for m, mode := range modes {
+			if !rotate || m == i%len(modes) {
+				f := fault{mode: mode, step: i}
+				f.name = fmt.Sprintf("%v of %d (%s)", f, len(steps), step)
+				list = append(list, f)
+			}
+		}
+	}
+	return list
+}
+
+// breaks runs a command with a fault.
+func (p *point) breaks(f fault, command string, codes ...int) bed.Result {
+	p.t.Helper()
+	r := p.Fault(f.String(), command, "wg0")
+	p.isUp = false
+	p.want(command+" "+f.String(), r, codes...)
+	return r
+}
 
 const killed = 128 + 9
 
-// killedUp: down restores everything; or another up, without a down, works as
-// if nothing had been.
-func (w *world) killedUp(steps []string) {
-	w.each(steps, kills, func(p *point, fault string, _ int) {
-		p.want("up "+fault, p.Fault(fault, "up", "wg0"), killed)
-		p.down()
-	})
-	w.count("up killed, then down: state equal")
-	w.each(steps, kills, func(p *point, fault string, _ int) {
-		p.want("up "+fault, p.Fault(fault, "up", "wg0"), killed)
-		p.up()
-		p.down()
-	})
-	w.count("up killed, then up: routed, and its down leaves nothing")
-}
-
-// killedDown: the next down restores the rest; or an up works.
-func (w *world) killedDown(steps []string) {
-	w.each(steps, kills, func(p *point, fault string, i int) {
-		p.up()
-		p.want("down "+fault, p.Fault(fault, "down", "wg0"), killed)
-		p.down()
-		p.ran("PostDown", true)
-	})
-	w.count("down killed, then down: state equal")
-	w.each(steps, kills, func(p *point, fault string, i int) {
-		p.up()
-		p.want("down "+fault, p.Fault(fault, "down", "wg0"), killed)
-		if i < begun {
-			p.want("up", p.Up("wg0"), 1)
-			p.whole()
-		} else {
+// killed kills up and down at every step. Then down restores everything; or up
+// works, without a down, as if nothing had been, and what follows starts from there.
+func (w *world) killed(up, down []string) {
+	downs := faults(down, false, "kill-before", "kill-after")
+	for i, f := range faults(up, false, "kill-before", "kill-after") {
+		w.at("up killed, then down: state equal", f.name, func(p *point) {
+			p.none()
+			p.breaks(f, "up", killed)
+			p.down()
+		})
+		w.at("up killed, then up: routed", f.name, func(p *point) {
+			p.breaks(f, "up", killed)
 			p.up()
+		})
+		if i >= len(downs) {
+			continue
 		}
+		f := downs[i]
+		w.at("down killed, then up: routed", f.name, func(p *point) {
+			p.ready()
+			p.breaks(f, "down", killed)
+			if f.step < begun {
+				p.want("up", p.Up("wg0"), 1)
+				p.whole()
+				p.isUp = true
+				return
+			}
+			p.up()
+		})
+		w.at("down killed, then down: state equal", f.name, func(p *point) {
+			p.ready()
+			p.breaks(f, "down", killed)
+			p.down()
+			p.ran("PostDown", true)
+		})
+	}
+	w.at("the last up, then down: state equal", "", func(p *point) {
+		p.ready()
 		p.down()
 	})
-	w.count("down killed, then up: routed, and its down leaves nothing")
 }
 
-var signals = []struct {
-	mode string
-	n    int
-}{{"int-before", 2}, {"term-after", 15}, {"hup-before", 1}}
+var (
+	signals = []string{"int-before", "term-after", "hup-before"}
+	status  = map[string]int{"int-before": 128 + 2, "term-after": 128 + 15, "hup-before": 128 + 1}
+)
 
 // interruptedUp leaves nothing.
 func (w *world) interruptedUp(steps []string) {
-	for _, s := range signals {
-		w.each(steps, []string{s.mode}, func(p *point, fault string, _ int) {
-			r := p.Fault(fault, "up", "wg0")
-			p.want("up "+fault, r, 128+s.n)
-			p.quick(r)
+	for _, f := range faults(steps, slow, signals...) {
+		w.at("up, "+f.mode+": nothing left", f.name, func(p *point) {
+			p.quick(p.breaks(f, "up", status[f.mode]))
 			p.clean("after up")
 		})
-		w.count("up, " + s.mode + ": nothing left")
 	}
 }
 
 // interruptedDown finishes, unless it has not begun.
 func (w *world) interruptedDown(steps []string) {
-	for _, s := range signals {
-		w.each(steps, []string{s.mode}, func(p *point, fault string, i int) {
-			p.up()
-			r := p.Fault(fault, "down", "wg0")
-			p.quick(r)
-			switch {
-			case i < begun:
-				p.want("down "+fault, r, 128+s.n)
+	for _, f := range faults(steps, slow, signals...) {
+		w.at("down, "+f.mode+": nothing left", f.name, func(p *point) {
+			p.ready()
+			codes := []int{status[f.mode]}
+			if f.step == len(steps)-1 && strings.HasSuffix(f.mode, "-after") { // too late
+				codes = append(codes, 0)
+			}
+			p.quick(p.breaks(f, "down", codes...))
+			if f.step < begun {
 				p.whole()
 				p.down()
-			case i == len(steps)-1 && strings.HasSuffix(s.mode, "-after"): // too late
-				p.want("down "+fault, r, 0, 128+s.n)
-			default:
-				p.want("down "+fault, r, 128+s.n)
 			}
 			p.clean("after down")
 		})
-		w.count("down, " + s.mode + ": nothing left")
 	}
 }
 
@@ -141,29 +156,25 @@ func (p *point) quick(r bed.Result) {
 	}
 }
 
-// A step that fails is not done; one that lies is, and is reported failed.
-var failures = []string{"fail", "lie"}
-
-// failingUp leaves nothing.
+// failingUp leaves nothing. A step that fails is not done; one that lies is, and
+// is reported failed.
 func (w *world) failingUp(steps []string) {
-	for _, mode := range failures {
-		w.each(steps, []string{mode}, func(p *point, fault string, _ int) {
-			p.want("up "+fault, p.Fault(fault, "up", "wg0"))
+	for _, f := range faults(steps, false, "fail", "lie") {
+		w.at("up, "+f.mode+": non-zero, nothing left", f.name, func(p *point) {
+			p.breaks(f, "up")
 			p.clean("after up")
 		})
-		w.count("up, " + mode + ": non-zero, nothing left")
 	}
 }
 
 // failingDown says so, and the next down does the rest.
 func (w *world) failingDown(steps []string) {
-	for _, mode := range failures {
-		w.each(steps, []string{mode}, func(p *point, fault string, _ int) {
-			p.up()
-			p.want("down "+fault, p.Fault(fault, "down", "wg0"))
+	for _, f := range faults(steps, slow, "fail", "lie") {
+		w.at("down, "+f.mode+": non-zero, nothing left after the next", f.name, func(p *point) {
+			p.ready()
+			p.breaks(f, "down")
 			p.rest()
 		})
-		w.count("down, " + mode + ": non-zero, nothing left after the next")
 	}
 }
 

@@ -26,7 +26,7 @@ func TestResolvconf(t *testing.T) {
 		{"fails having done it", "-a) cat >$RECORDS/$2; exit 3 ;; " + takes, "-d) : >$RECORDS/$2; exit 3 ;; ", 3},
 		{"is missing", "", "", 127},
 	} {
-		w.at("resolvconf "+c.name, func(p *point) {
+		w.at("resolvconf", c.name, func(p *point) {
 			p.resolvconf(c.up)
 			p.want("up", p.Up("wg0"), c.code)
 			p.clean("after up")
@@ -38,7 +38,7 @@ func TestResolvconf(t *testing.T) {
 			p.rest()
 		})
 	}
-	w.at("resolvconf fails always", func(p *point) {
+	w.at("resolvconf", "fails always", func(p *point) {
 		p.resolvconf("*) exit 3 ;; ")
 		p.want("up", p.Up("wg0"), 3)
 		if err := p.Routed("uplink"); err != nil {
@@ -55,7 +55,7 @@ func TestResolvconf(t *testing.T) {
 		p.Resolvconf(t, "bed")
 	})
 	for _, hang := range []string{"-a", "-d", "-?"} {
-		w.at("resolvconf "+hang+" hangs", func(p *point) {
+		w.at("resolvconf", hang+" hangs", func(p *point) {
 			script := hang + ") echo hangs >>$HOOKS; exec sleep 1000 ;; " + sets + takes
 			if hang != "-d" {
 				p.resolvconf(script)
@@ -77,7 +77,7 @@ func TestResolvconf(t *testing.T) {
 			}
 		})
 	}
-	w.count("resolvconf")
+	w.report()
 }
 
 // resolvconf is one with these cases of its first argument, or with "" none.
@@ -126,7 +126,7 @@ func (p *point) wrote(line string) bool {
 func TestHookFails(t *testing.T) {
 	w := newWorld(t)
 	for _, phase := range []string{"PreUp", "PostUp", "PreDown", "PostDown"} {
-		w.at(phase+" fails", func(p *point) {
+		w.at("failing hooks", phase, func(p *point) {
 			p.Config(t, "wg0", strings.Replace(bed.FullTunnel(0), phase+" = ", phase+" = (exit 7) && ", 1))
 			defer p.Config(t, "wg0", bed.FullTunnel(0))
 			if strings.HasSuffix(phase, "Up") {
@@ -144,7 +144,7 @@ func TestHookFails(t *testing.T) {
 			p.clean("after down")
 		})
 	}
-	w.count("failing hooks")
+	w.report()
 }
 
 // TestHookInterrupted: every process of a hook gets the signal within a second.
@@ -158,7 +158,7 @@ func TestHookInterrupted(t *testing.T) {
 				if hook == deaf && sig != syscall.SIGTERM {
 					continue
 				}
-				w.at(fmt.Sprintf("%v in %s", sig, phase), func(p *point) {
+				w.at("interrupted hooks", fmt.Sprintf("%v in %s", sig, phase), func(p *point) {
 					command := "up"
 					if strings.HasSuffix(phase, "Down") {
 						p.up()
@@ -192,13 +192,13 @@ func TestHookInterrupted(t *testing.T) {
 			}
 		}
 	}
-	w.count("interrupted hooks")
+	w.report()
 }
 
 // TestLocks: whoever waits for a lock can be interrupted.
 func TestLocks(t *testing.T) {
 	w := newWorld(t)
-	w.at("the interface's lock", func(p *point) {
+	w.at("waiting for locks", "the interface's", func(p *point) {
 		p.Config(t, "wg0", strings.Replace(bed.FullTunnel(0), "PreUp = ", `PreUp = echo begun >>"$HOOKS"; sleep 1000; `, 1))
 		first := p.start("up")
 		bed.Wait(10*time.Second, func() bool { return p.wrote("begun") })
@@ -211,7 +211,7 @@ func TestLocks(t *testing.T) {
 		p.clean("after up")
 		p.Config(t, "wg0", bed.FullTunnel(0))
 	})
-	w.at("the global lock", func(p *point) {
+	w.at("waiting for locks", "the global one", func(p *point) {
 		global := p.lock()
 		c := p.start("up")
 		time.Sleep(time.Second)
@@ -226,7 +226,7 @@ func TestLocks(t *testing.T) {
 		global.Close()
 		p.rest()
 	})
-	w.count("waiting for locks")
+	w.report()
 }
 
 // lock takes the global lock.
@@ -254,7 +254,7 @@ func TestResolving(t *testing.T) {
 	}
 	for _, server := range []string{"192.0.2.1", "192.0.2.53"} { // refuses; does not answer
 		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
-			w.at(fmt.Sprintf("%v with server %s", sig, server), func(p *point) {
+			w.at("resolving", fmt.Sprintf("%v with server %s", sig, server), func(p *point) {
 				if err := os.WriteFile("/etc/resolv.conf", []byte("nameserver "+server+"\n"), 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -267,5 +267,5 @@ func TestResolving(t *testing.T) {
 			})
 		}
 	}
-	w.count("resolving")
+	w.report()
 }
