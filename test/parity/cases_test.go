@@ -38,9 +38,14 @@ const srcValidMark = "sysctl ipv4/conf/all/src_valid_mark = "
 // markBack is what every full tunnel of IPv4 differs by after down.
 func markBack(step string) []diff {
 	return []diff{
-		{sysctlBack, step, "state", []string{srcValidMark + "1"}, []string{srcValidMark + "0"}, false},
-		{sysctlBack, step, "trace", nil, []string{markDelete}, false},
+		differ(sysctlBack, step, "state", []string{srcValidMark + "1"}, []string{srcValidMark + "0"}),
+		differ(sysctlBack, step, "trace", nil, []string{markDelete}),
 	}
+}
+
+// differ is a difference in lines.
+func differ(reason why, step, in string, ref, ours []string) diff {
+	return diff{why: reason, step: step, in: in, ref: ref, ours: ours}
 }
 
 // words is a message on the error output that each program says in its own words.
@@ -487,15 +492,15 @@ func outside(prefix string, addr string) []diff {
 		"ip 32765: not from all to " + prefix + " fwmark 0xca6c lookup 51820 proto unspec",
 	}
 	return []diff{
-		{loops, "up wg0", "trace", nil, []string{
+		differ(loops, "up wg0", "trace", nil, []string{
 			"[#] wg set wg0 fwmark 51820",
 			"[#] ip -4 rule add to " + prefix + " not fwmark 51820 table 51820",
 			"[#] ip -4 rule add to " + prefix + " table main suppress_prefixlength " + bits,
 			"[#] ip -4 route add " + prefix + " dev wg0 table 51820",
 			"[#] sysctl -q net.ipv4.conf.all.src_valid_mark=1",
 			"[#] nft -f /dev/fd/63",
-		}, false},
-		{loops, "up wg0", "state", []string{srcValidMark + "0", state("off")}, append(rules[:2:2],
+		}),
+		differ(loops, "up wg0", "state", []string{srcValidMark + "0", state("off")}, append(rules[:2:2],
 			"ip unicast "+prefix+" dev wg0 table 51820 proto boot scope link",
 			wall, wall+" / chain postmangle", wall+" / chain premangle", wall+" / chain preraw",
 			wall+" / chain postmangle / meta l4proto udp meta mark 0x0000ca6c ct mark set meta mark",
@@ -504,16 +509,16 @@ func outside(prefix string, addr string) []diff {
 			wall+" / chain premangle / type filter hook prerouting priority mangle; policy accept;",
 			wall+" / chain preraw / iifname != \"wg0\" ip daddr "+addr+" fib saddr type != local drop",
 			wall+" / chain preraw / type filter hook prerouting priority raw; policy accept;",
-			srcValidMark+"1", state("0xca6c")), false},
+			srcValidMark+"1", state("0xca6c"))),
 		// the reference does not know these rules, so its down leaves them
-		{loops, "adopt wg0", "trace", []string{"[#] nft -f /dev/fd/63"}, nil, false},
-		{loops, "adopt wg0", "state", append(rules[:2:2], srcValidMark+"1"), []string{srcValidMark + "0"}, false},
-		{loops, "down wg0", "trace", nil, []string{
+		differ(loops, "adopt wg0", "trace", []string{"[#] nft -f /dev/fd/63"}, nil),
+		differ(loops, "adopt wg0", "state", append(rules[:2:2], srcValidMark+"1"), []string{srcValidMark + "0"}),
+		differ(loops, "down wg0", "trace", nil, []string{
 			"[#] ip -4 rule delete to " + prefix + " table 51820",
 			"[#] ip -4 rule delete to " + prefix + " table main suppress_prefixlength " + bits,
 			markDelete,
-		}, false},
-		{loops, "down wg0", "state", append(rules[:2:2], srcValidMark+"1"), []string{srcValidMark + "0"}, false},
+		}),
+		differ(loops, "down wg0", "state", append(rules[:2:2], srcValidMark+"1"), []string{srcValidMark + "0"}),
 	}
 }
 
@@ -523,10 +528,10 @@ func decided() []testCase {
 	plain := iface + "Address = 10.9.0.2/24\n" + peer + "0.0.0.0/0\n"
 	// without what only the reference adds to the main table
 	instead := func(prefix string) diff {
-		return diff{loops, "up wg0", "trace", []string{"[#] ip -4 route add " + prefix + " dev wg0"}, nil, false}
+		return differ(loops, "up wg0", "trace", []string{"[#] ip -4 route add " + prefix + " dev wg0"}, nil)
 	}
 	route := func(prefix string) diff {
-		return diff{loops, "up wg0", "state", []string{"ip unicast " + prefix + " dev wg0 table main proto boot scope link"}, nil, false}
+		return differ(loops, "up wg0", "state", []string{"ip unicast " + prefix + " dev wg0 table main proto boot scope link"}, nil)
 	}
 	undo := []string{"[#] ip -4 rule delete table 51820", suppressDelete}
 	list := []testCase{
@@ -569,11 +574,11 @@ func decided() []testCase {
 			diffs: append(outside("128.0.0.0/1", "10.9.0.2"), instead("128.0.0.0/1"), route("128.0.0.0/1"))},
 		{name: "decided: the endpoint in the tunnel's subnet", conf: iface + "Address = 198.51.100.2/24\n" + peer + "10.20.0.0/16\n",
 			diffs: append(outside("198.51.100.0/24", "198.51.100.2"),
-				diff{loops, "up wg0", "trace", []string{"[#] ip -4 address add 198.51.100.2/24 dev wg0"}, []string{"[#] ip -4 address add 198.51.100.2/24 dev wg0 noprefixroute"}, false},
-				diff{loops, "up wg0", "state", []string{
+				differ(loops, "up wg0", "trace", []string{"[#] ip -4 address add 198.51.100.2/24 dev wg0"}, []string{"[#] ip -4 address add 198.51.100.2/24 dev wg0 noprefixroute"}),
+				differ(loops, "up wg0", "state", []string{
 					"ip unicast 198.51.100.0/24 dev wg0 table main proto kernel scope link src 198.51.100.2",
 					"ip wg0 inet 198.51.100.2/24 scope global wg0 valid_lft forever preferred_lft forever",
-				}, []string{"ip wg0 inet 198.51.100.2/24 scope global noprefixroute wg0 valid_lft forever preferred_lft forever"}, false})},
+				}, []string{"ip wg0 inet 198.51.100.2/24 scope global noprefixroute wg0 valid_lft forever preferred_lft forever"}))},
 	}
 	for _, name := range []string{"-x", "all", "default", ".", ".."} {
 		path, step := fmt.Sprintf("/etc/wireguard/%s.conf", name), "up "+name
