@@ -49,7 +49,8 @@ vuln: ## known vulnerabilities; a database out of reach is a loud warning and no
 
 bench: build ## speed against the reference wg-quick, side by side; BENCHFLAGS='-n ROUNDS -run ROWS'
 	./test/reference/install
-	./test/install iproute2 nftables procps strace wireguard-go
+	./test/install iproute2 nftables procps strace
+	$(GO) build -o build/wireguard-go golang.zx2c4.com/wireguard
 	WG_QUICKNS=$(CURDIR)/build/wg-quickns $(GO) run ./test/bench $(BENCHFLAGS)
 
 man: ## lint of the manual

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -95,7 +96,7 @@ func (b *bench) processes() error {
 		return err
 	}
 	trace := b.dir + "/trace"
-	if err := b.do("strace", "-f", "-qq", "-e", "signal=none", "-e", "trace=execve,execveat,clone,clone3,fork,vfork", "-o", trace,
+	if err := b.do("strace", "-f", "-b", "execve", "-qq", "-e", "signal=none", "-e", "trace=execve,execveat,clone,clone3,fork,vfork", "-o", trace,
 		b.quickns, "up", link); err != nil {
 		return err
 	}
@@ -112,45 +113,31 @@ func (b *bench) processes() error {
 	return nil
 }
 
-var (
-	executed = regexp.MustCompile(`^(\d+) +execve(?:at)?\("([^"]*)".*= 0$`)
-	forked   = regexp.MustCompile(`^(\d+) +(?:<\.\.\. )?(?:clone3?|v?fork).*= (\d+)$`)
-)
+var executed = regexp.MustCompile(`^\d+ +execve(?:at)?\("([^"]*)"`)
 
-// started lists the programs that the traced one started itself. Its threads
-// are no processes; what became no program is one it had no reason for.
+// probe are the flags by which Go's library tries, once, whether there are pidfds:
+// on a child that only exits (os/pidfd_linux.go).
+const probe = "flags=CLONE_VM|CLONE_PIDFD|CLONE_VFORK <"
+
+// started lists the programs that the traced one started. strangers says that
+// there are others than there should be, or processes that became no program.
 func (b *bench) started(trace string) (list []string, strangers bool) {
-	children := map[string]string{} // by PID, the program it became
-	var ours map[string]bool        // its threads
-	flags := map[string]string{}    // of a call that another interrupted
+	processes := 0
 	for line := range strings.Lines(trace) {
-		line = strings.TrimSpace(line)
-		pid, rest, _ := strings.Cut(line, " ")
-		if ours == nil {
-			ours = map[string]bool{pid: true}
-			continue // its own execve
-		}
-		if strings.HasSuffix(rest, "<unfinished ...>") {
-			flags[pid] = rest
-		}
-		if m := forked.FindStringSubmatch(line); m != nil && ours[pid] {
-			if strings.Contains(flags[pid]+rest, "CLONE_THREAD") {
-				ours[m[2]] = true
-			} else if children[m[2]] == "" {
-				children[m[2]] = "?"
-			}
-			flags[pid] = ""
-		}
-		if m := executed.FindStringSubmatch(line); m != nil && (children[pid] == "" || children[pid] == "?") {
-			children[pid] = m[2][strings.LastIndexByte(m[2], '/')+1:]
+		_, call, _ := strings.Cut(strings.TrimSpace(line), " ")
+		call = strings.TrimSpace(call)
+		if m := executed.FindStringSubmatch(line); m != nil {
+			list = append(list, filepath.Base(m[1]))
+		} else if !strings.HasPrefix(call, "<...") && !strings.Contains(call, "CLONE_THREAD") && !strings.Contains(call, probe) {
+			processes++
 		}
 	}
-	for _, name := range children {
-		list = append(list, name)
+	list = list[1:] // itself
+	for _, name := range list {
 		if name != "resolvconf" && name != "bash" && !(b.userspace && name == "wireguard-go") {
 			strangers = true
 		}
 	}
 	slices.Sort(list)
-	return list, strangers
+	return list, strangers || processes != len(list)
 }

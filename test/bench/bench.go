@@ -31,6 +31,7 @@ type bench struct {
 	quickns   string
 	wgQuick   string
 	wg        string
+	server    string // wireguard-go, where the kernel has no WireGuard
 }
 
 func newBench(rounds int, rows *regexp.Regexp) (*bench, error) {
@@ -63,12 +64,16 @@ func newBench(rounds int, rows *regexp.Regexp) (*bench, error) {
 		return b, b.do("ip", "link", "delete", link)
 	}
 	b.userspace = true
-	if _, err := exec.LookPath("wireguard-go"); err != nil {
-		return nil, fmt.Errorf("the kernel has no WireGuard: %w", err)
+	root, err := programs.Root()
+	if err != nil {
+		return nil, err
 	}
-	for name, value := range map[string]string{"WG_QUICK_USERSPACE_IMPLEMENTATION": "wireguard-go", "LOG_LEVEL": "silent"} {
-		os.Setenv(name, value)
+	b.server = filepath.Join(root, "build/wireguard-go")
+	if _, err := os.Stat(b.server); err != nil {
+		return nil, fmt.Errorf("the kernel has no WireGuard: %w (make bench builds wireguard-go)", err)
 	}
+	os.Setenv("WG_QUICK_USERSPACE_IMPLEMENTATION", b.server)
+	os.Setenv("LOG_LEVEL", "silent")
 	return b, nil
 }
 
@@ -145,7 +150,7 @@ func (b *bench) tunnel(program string) *contender {
 func (b *bench) least() *contender {
 	first := []string{"ip", "-batch", b.dir + "/link"}
 	if b.userspace {
-		first = []string{"wireguard-go", link}
+		first = []string{b.server, link}
 	}
 	return &contender{
 		up: func() (sum time.Duration, err error) {

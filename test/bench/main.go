@@ -108,7 +108,7 @@ func (b *bench) head() {
 	unix.Uname(&u)
 	wireguard := "the kernel's WireGuard"
 	if b.userspace {
-		out, _ := exec.Command("wireguard-go", "--version").Output()
+		out, _ := exec.Command(b.server, "--version").Output()
 		line, _, _ := strings.Cut(string(out), "\n")
 		wireguard = line + " for all"
 	}
