@@ -124,7 +124,8 @@ func routing() []testCase {
 			before: "ip route add 198.51.100.1 via 192.0.2.1 dev eth0"},
 		{name: "no IPv6", before: "sysctl -q net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1",
 			conf: iface + "Address = 10.9.0.2/24, fd00:9::2/64\n" + peer + "10.20.0.0/16\n", diffs: []diff{answers("Permission denied")}},
-		{name: "no nft", conf: iface + "Address = 10.9.0.2/24, fd00:9::2/64\n" + peer + "0.0.0.0/0, ::/0\n", bare: true, diffs: markBack("down wg0")},
+		{name: "no nft", conf: iface + "Address = 10.9.0.2/24, fd00:9::2/64\n" + peer + "0.0.0.0/0, ::/0\n", bare: true,
+			steps: []string{"up wg0", "down wg0"}, diffs: withoutNft()},
 	}
 }
 
@@ -176,7 +177,8 @@ func dnsCases() []testCase {
 		{name: "DNS with a prefix", conf: hooked("DNS = 10.9.0.1"), files: order},
 		{name: "DNS of odd words", conf: hooked("DNS = 1.2.3, 10.9.0.1%eth0, fe80::1%eth0, 999.9.9.9, a:b")},
 		{name: "DNS that resolvconf refuses", conf: hooked("DNS = 10.9.0.1"), files: map[string]string{own + "/fail": "5\n"},
-			diffs: []diff{hookFails("up wg0", "5")}},
+			diffs: []diff{hookFails("up wg0", "5"),
+				differ(unsure, "up wg0", "calls", nil, []string{"resolvconf -d wg0 -f"})}},
 	}
 }
 
@@ -220,7 +222,7 @@ func hookCases() []testCase {
 		{name: "PostUp of no such program", conf: hooked("PostUp = nosuchprogram a b"), more: true, diffs: []diff{hookFails("up wg0", "127")}},
 		{name: "PostUp is killed", conf: hooked("PostUp = kill -9 $BASHPID"), diffs: []diff{hookFails("up wg0", "137")}},
 		{name: "PreDown fails", conf: hooked("PreDown = exit 4", "PostDown = echo never"),
-			steps: []string{"up wg0", "down wg0", "sh: sed -i /PreDown/d /etc/wireguard/wg0.conf", "down wg0"}, diffs: []diff{hookFails("down wg0", "4")}},
+			steps: []string{"up wg0", "down wg0", "sh: sed -i /PreDown/d /etc/wireguard/wg0.conf", "down /etc/wireguard/wg0.conf"}, diffs: []diff{hookFails("down wg0", "4")}},
 		{name: "PostDown fails", conf: hooked("PostDown = echo first; exit 5", "PostDown = echo never"), steps: []string{"up wg0", "down wg0"},
 			diffs: []diff{hookFails("down wg0", "5")}},
 	}
@@ -434,6 +436,17 @@ func commands() []testCase {
 	return list
 }
 
+// kept is what only ours keeps in the file, from save on.
+func kept(lines ...string) (diffs []diff) {
+	for i, l := range lines {
+		lines[i] = "/etc/wireguard/wg0.conf: " + l
+	}
+	for _, step := range []string{"save wg0", "down wg0"} {
+		diffs = append(diffs, differ(saveKeeps, step, "files", nil, lines))
+	}
+	return diffs
+}
+
 func saving() []testCase {
 	conf := iface + "Address = 10.9.0.2/24, fd00:9::2/64\nMTU = 1333\nTable = 1234\nSaveConfig = true\nDNS = 10.9.0.1\nPostUp = echo up \"%i\"\nPreUp = echo pre\nPreDown = echo predown\nPostDown = echo postdown\n" +
 		peer + "10.20.0.0/16, fd00:20::/64\nPersistentKeepalive = 25\n"
@@ -448,8 +461,9 @@ func saving() []testCase {
 		{name: "save through a symlink", files: map[string]string{"/etc/wireguard/office.conf": hooked(), "/etc/wireguard/wg0.conf": "-> office.conf"}, steps: []string{"up wg0", "save wg0", "down wg0"}},
 		{name: "save of a world accessible file", files: map[string]string{"/etc/elsewhere/wg0.conf": "mode 644 " + hooked()},
 			steps: []string{"up /etc/elsewhere/wg0.conf", "save /etc/elsewhere/wg0.conf", "sh: stat -c %a /etc/elsewhere/*; cat /etc/elsewhere/*", "down /etc/elsewhere/wg0.conf"}},
-		{name: "save with search domains", conf: hooked("DNS = 10.9.0.1, example.com"), steps: []string{"up wg0", "save wg0", "down wg0"}},
-		{name: "save with comments", conf: "# mine\n" + hooked("PostUp = true # kept") + "# end\n", steps: []string{"up wg0", "save wg0", "down wg0"}},
+		{name: "save with search domains", conf: hooked("DNS = 10.9.0.1, example.com"), steps: []string{"up wg0", "save wg0", "down wg0"},
+			diffs: kept("DNS = example.com")},
+		{name: "save with comments", conf: "# mine\n" + hooked("PostUp = true # kept") + "# end\n", steps: []string{"up wg0", "save wg0", "down wg0"}, diffs: kept("# mine", "# end")},
 	}
 }
 
@@ -479,11 +493,50 @@ const (
 	markDelete     = "[#] sysctl -q net.ipv4.conf.all.src_valid_mark=0"
 )
 
+// wall is the firewall of one family by nf_tables; restored is the same by iptables-restore.
+func wall(family, addr string) []string {
+	table := "nft table " + family + " wg-quick-wg0"
+	return []string{
+		table, table + " / chain postmangle", table + " / chain premangle", table + " / chain preraw",
+		table + " / chain postmangle / meta l4proto udp meta mark 0x0000ca6c ct mark set meta mark",
+		table + " / chain postmangle / type filter hook postrouting priority mangle; policy accept;",
+		table + " / chain premangle / meta l4proto udp meta mark set ct mark",
+		table + " / chain premangle / type filter hook prerouting priority mangle; policy accept;",
+		table + " / chain preraw / iifname != \"wg0\" " + family + " daddr " + addr + " fib saddr type != local drop",
+		table + " / chain preraw / type filter hook prerouting priority raw; policy accept;",
+	}
+}
+
+func restored(family, addr string) []string {
+	mangle, raw := "nft table "+family+" mangle", "nft table "+family+" raw"
+	return []string{
+		mangle, mangle + " / chain POSTROUTING", mangle + " / chain PREROUTING", raw, raw + " / chain PREROUTING",
+		mangle + " / chain POSTROUTING / meta l4proto udp meta mark 0x0000ca6c counter packets 0 bytes 0 ct mark set mark",
+		mangle + " / chain POSTROUTING / type filter hook postrouting priority mangle; policy accept;",
+		mangle + " / chain PREROUTING / meta l4proto udp counter packets 0 bytes 0 meta mark set ct mark",
+		mangle + " / chain PREROUTING / type filter hook prerouting priority mangle; policy accept;",
+		raw + " / chain PREROUTING / iifname != \"wg0\" " + family + " daddr " + addr + " fib saddr type != local counter packets 0 bytes 0 drop",
+		raw + " / chain PREROUTING / type filter hook prerouting priority raw; policy accept;",
+	}
+}
+
+// withoutNft is what differs where nft is not installed: the reference takes
+// iptables-restore, and leaves its empty tables.
+func withoutNft() []diff {
+	const nft4, nft6 = "[#] nft -f /dev/fd/63", "[#] nft -f /dev/fd/63"
+	old := []string{"[#] ip6tables-restore -n", "[#] iptables-restore -n"}
+	return []diff{
+		differ(native, "up wg0", "trace", old, []string{nft4, nft6}),
+		differ(native, "up wg0", "state", append(restored("ip", "10.9.0.2"), restored("ip6", "fd00:9::2")...), append(wall("ip", "10.9.0.2"), wall("ip6", "fd00:9::2")...)),
+		differ(native, "down wg0", "trace", old, []string{nft4, markDelete}),
+		{why: native, step: "down wg0", in: "state", back: true},
+	}
+}
+
 // outside is decided difference 6 for one prefix of the config: what would swallow
 // the endpoint goes into a table of its own, with rules for all but the tunnel's packets.
 func outside(prefix string, addr string) []diff {
 	bits := prefix[strings.Index(prefix, "/")+1:]
-	const wall = "nft table ip wg-quick-wg0"
 	state := func(mark string) string {
 		return "wg wg0 " + keyA + " RtzHYYURyR6q1fbuI6YJWBmltgLACZtV/9fqynNR5n0= 51820 " + mark
 	}
@@ -500,15 +553,8 @@ func outside(prefix string, addr string) []diff {
 			"[#] sysctl -q net.ipv4.conf.all.src_valid_mark=1",
 			"[#] nft -f /dev/fd/63",
 		}),
-		differ(loops, "up wg0", "state", []string{srcValidMark + "0", state("off")}, append(rules[:2:2],
+		differ(loops, "up wg0", "state", []string{srcValidMark + "0", state("off")}, append(append(rules[:2:2], wall("ip", addr)...),
 			"ip unicast "+prefix+" dev wg0 table 51820 proto boot scope link",
-			wall, wall+" / chain postmangle", wall+" / chain premangle", wall+" / chain preraw",
-			wall+" / chain postmangle / meta l4proto udp meta mark 0x0000ca6c ct mark set meta mark",
-			wall+" / chain postmangle / type filter hook postrouting priority mangle; policy accept;",
-			wall+" / chain premangle / meta l4proto udp meta mark set ct mark",
-			wall+" / chain premangle / type filter hook prerouting priority mangle; policy accept;",
-			wall+" / chain preraw / iifname != \"wg0\" ip daddr "+addr+" fib saddr type != local drop",
-			wall+" / chain preraw / type filter hook prerouting priority raw; policy accept;",
 			srcValidMark+"1", state("0xca6c"))),
 		// the reference does not know these rules, so its down leaves them
 		differ(loops, "adopt wg0", "trace", []string{"[#] nft -f /dev/fd/63"}, nil),

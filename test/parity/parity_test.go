@@ -32,6 +32,10 @@ const (
 	located
 	// newer: the reference's wg needs a newer kernel than 6.1 for it.
 	newer
+	// native: no program is run, so it does not matter which are installed.
+	native
+	// unsure: a step that failed is undone too, as it may have been done all the same.
+	unsure
 	// page: the contract says so, and the reference does not.
 	page
 	// secret: the reference's message shows a key.
