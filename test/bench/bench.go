@@ -51,8 +51,8 @@ func newBench(rounds int, rows *regexp.Regexp) (*bench, error) {
 	// an uplink: endpoints need a route
 	err = b.do("bash", "-ec", `ip link add uplink type veth peer name far
 		ip link set far up
+		sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.uplink.accept_dad=0
 		ip link set uplink up
-		sysctl -qw net.ipv6.conf.all.accept_dad=0
 		ip address add 192.0.2.2/24 dev uplink
 		ip address add 2001:db8::2/64 dev uplink
 		ip route add default via 192.0.2.1
@@ -208,8 +208,21 @@ func (b *bench) compare(x, y *contender, rounds int) error {
 // linkLocal are a tun's own addresses, which are random.
 var linkLocal = regexp.MustCompile(`(?m)^.*\bfe80:.*\n`)
 
+// settle waits until no address is tentative, as each is for a moment.
+func settle() error {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if out, err := exec.Command("ip", "-6", "address", "show", "tentative").Output(); err != nil || len(out) == 0 {
+			return err
+		}
+	}
+	return errors.New("an address stays tentative")
+}
+
 // state is what an up left, in sorted lines.
 func (b *bench) state() (string, error) {
+	if err := settle(); err != nil {
+		return "", err
+	}
 	var all []string
 	for _, argv := range [][]string{
 		{"ip", "-4", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}, {"ip", "-4", "rule"}, {"ip", "-6", "rule"},
