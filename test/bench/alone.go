@@ -117,7 +117,7 @@ var executed = regexp.MustCompile(`^\d+ +execve(?:at)?\("([^"]*)"`)
 
 // probe are the flags by which Go's library tries, once, whether there are pidfds:
 // on a child that only exits (os/pidfd_linux.go).
-const probe = "flags=CLONE_VM|CLONE_PIDFD|CLONE_VFORK <"
+var probe = regexp.MustCompile(`flags=CLONE_VM\|CLONE_PIDFD\|CLONE_VFORK[^|]`)
 
 // started lists the programs that the traced one started. strangers says that
 // there are others than there should be, or processes that became no program.
@@ -128,7 +128,7 @@ func (b *bench) started(trace string) (list []string, strangers bool) {
 		call = strings.TrimSpace(call)
 		if m := executed.FindStringSubmatch(line); m != nil {
 			list = append(list, filepath.Base(m[1]))
-		} else if !strings.HasPrefix(call, "<...") && !strings.Contains(call, "CLONE_THREAD") && !strings.Contains(call, probe) {
+		} else if !strings.HasPrefix(call, "<...") && !strings.Contains(call, "CLONE_THREAD") && !probe.MatchString(call) {
 			processes++
 		}
 	}
