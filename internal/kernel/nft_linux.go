@@ -100,6 +100,12 @@ func (sp *space) nft(ctx context.Context, s plan.Nft) error {
 	if err != nil {
 		return err
 	}
+	for _, t := range tables {
+		// Only where there is one: a deletion keeps the socket's close waiting for the kernel, 10 ms.
+		if t.Name == s.TableName() && t.Family == nftFamily(s.IPv6) {
+			c.DelTable(t)
+		}
+	}
 	addTable(c, s)
 	return c.Flush()
 }
@@ -127,11 +133,9 @@ func (sp *space) deleteFirewall(ctx context.Context, s plan.Nft, tables []*nftab
 	return nil
 }
 
-// addTable queues the table as wg-quick makes it, instead of any of that name.
+// addTable queues the table as wg-quick makes it.
 func addTable(c *nftables.Conn, s plan.Nft) {
 	t := &nftables.Table{Name: s.TableName(), Family: nftFamily(s.IPv6)}
-	c.AddTable(t) // so that there is one to delete
-	c.DelTable(t)
 	c.AddTable(t)
 	chain := func(name string, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
 		return c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: prio})
