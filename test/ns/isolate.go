@@ -135,6 +135,12 @@ func layout() error {
 			return fmt.Errorf("mount %s for an isolated test: %w", m.dst, err)
 		}
 	}
+	// A wireguard-go of the machine must not stand in for the built-in one.
+	if path, err := exec.LookPath("wireguard-go"); err == nil {
+		if err := unix.Mount("/dev/null", path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("hide %s from an isolated test: %w", path, err)
+		}
+	}
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		return fmt.Errorf("ip link set lo up: %w: %s", err, out)
 	}
