@@ -34,6 +34,7 @@ type Doer struct {
 // space is one network namespace with the sockets opened in it.
 type space struct {
 	ns   *os.File
+	here bool            // it is the process's own: no thread has to move
 	rt   *socket         // rtnetlink, for changes
 	list *netlink.Handle // rtnetlink, for dumps
 	wg   *wireguard      // the kernel's; nil until it is there
@@ -66,8 +67,8 @@ func (d *Doer) space(ns plan.NS) (*space, error) {
 	if err != nil {
 		return nil, err
 	}
-	sp := &space{ns: f}
-	err = netns.DoFile(f, func() (err error) {
+	sp := &space{ns: f, here: ns == ""}
+	err = sp.inside(func() (err error) {
 		if sp.rt, err = dial(unix.NETLINK_ROUTE); err != nil {
 			return err
 		}
@@ -83,6 +84,14 @@ func (d *Doer) space(ns plan.NS) (*space, error) {
 	}
 	d.spaces[ns] = sp
 	return sp, nil
+}
+
+// inside runs fn on a thread that is in the namespace.
+func (sp *space) inside(fn func() error) error {
+	if sp.here {
+		return fn()
+	}
+	return netns.DoFile(sp.ns, fn)
 }
 
 // Exists says whether what the step makes is there already: a link of that

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wg-quickns/internal/facts"
-	"wg-quickns/internal/netns"
 	"wg-quickns/internal/plan"
 )
 
@@ -173,7 +172,7 @@ func routeMTU(r facts.Route, links []facts.Link) int {
 
 // hasIPv6 is false when the kernel has none, or was booted with ipv6.disable=1.
 func (sp *space) hasIPv6() (bool, error) {
-	err := netns.DoFile(sp.ns, func() error {
+	err := sp.inside(func() error {
 		_, err := os.Stat("/proc/thread-self/net/if_inet6")
 		return err
 	})

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wg-quickns/confparse"
-	"wg-quickns/internal/netns"
 )
 
 // wireguard speaks to the kernel's WireGuard as linux/wireguard.h describes. It
@@ -30,7 +29,7 @@ func (sp *space) kernelWG(ctx context.Context) (*wireguard, error) {
 		return sp.wg, nil
 	}
 	w := &wireguard{}
-	err := netns.DoFile(sp.ns, func() (err error) {
+	err := sp.inside(func() (err error) {
 		w.socket, err = dial(unix.NETLINK_GENERIC)
 		return err
 	})

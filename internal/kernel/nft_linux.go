@@ -16,11 +16,15 @@ import (
 )
 
 func (sp *space) nftConn() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithNetNSFd(int(sp.ns.Fd())), nftables.WithSockOptions(
+	options := []nftables.ConnOption{nftables.WithSockOptions(
 		// A rule per address in one transaction, and an answer to each.
 		func(c *netlink.Conn) error { return c.SetWriteBuffer(sendBuffer) },
 		func(c *netlink.Conn) error { return c.SetReadBuffer(recvBuffer) },
-	))
+	)}
+	if !sp.here {
+		options = append(options, nftables.WithNetNSFd(int(sp.ns.Fd())))
+	}
+	return nftables.New(options...)
 }
 
 func nftFamily(v6 bool) nftables.TableFamily {

@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 
-	"wg-quickns/internal/netns"
 	"wg-quickns/internal/plan"
 )
 
@@ -23,7 +22,7 @@ func sameValue(a, b string) bool {
 }
 
 func (sp *space) sysctl(name string) (value string, err error) {
-	err = netns.DoFile(sp.ns, func() error {
+	err = sp.inside(func() error {
 		b, err := os.ReadFile(sysctlPath(name))
 		value = strings.TrimSuffix(string(b), "\n")
 		return err
@@ -39,7 +38,7 @@ func (sp *space) setSysctl(s plan.Sysctl) (plan.Outcome, error) {
 	if err != nil {
 		return plan.Outcome{}, err
 	}
-	err = netns.DoFile(sp.ns, func() error {
+	err = sp.inside(func() error {
 		f, err := os.OpenFile(sysctlPath(s.Name), os.O_WRONLY, 0)
 		if err != nil {
 			return err

@@ -17,14 +17,13 @@ import (
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/facts"
-	"wg-quickns/internal/netns"
 	"wg-quickns/internal/plan"
 )
 
 // wgctrl runs fn with a client of the userspace devices.
 func (sp *space) wgctrl(fn func(c *wgctrl.Client) error) error {
 	var c *wgctrl.Client
-	err := netns.DoFile(sp.ns, func() (err error) {
+	err := sp.inside(func() (err error) {
 		c, err = wgctrl.New()
 		return err
 	})

@@ -48,7 +48,7 @@ func main() {
 // sizes of the comparison with the reference, and of that with the floor.
 var (
 	small  = []int{1, 100, 1000, 5000}
-	large  = []int{1000, 10000, 100000}
+	large  = []int{1, 1000, 10000, 100000}
 	target = map[int]float64{1: 8, 100: 8, 1000: 100, 5000: 200}
 )
 
