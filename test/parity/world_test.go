@@ -272,7 +272,7 @@ var sysctls = []string{
 	"ipv4/conf/wg0/src_valid_mark", "ipv4/conf/wg0/rp_filter", "ipv6/conf/wg0/disable_ipv6", "ipv6/conf/wg0/addr_gen_mode",
 }
 
-// peer counts, in links and in `wg show`: they differ from run to run.
+// What differs from run to run: numbers of links, and in `wg show` handshakes and traffic.
 var (
 	ifindex  = regexp.MustCompile(`(?m)^\d+: (\S+?)(@\S+)?:? `)
 	transfer = regexp.MustCompile(`(?m)^(\S+\t\S+\t\S+\t\S+\t\S+)\t\d+\t\d+\t\d+\t`)
