@@ -44,8 +44,15 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	// an own wireguard-go of the machine must not serve the tests
-	os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+	ns.Isolate()
+	// a wireguard-go of the machine must not serve the tests: /dev/null is no program
+	os.Setenv("PATH", "/usr/sbin:/usr/bin")
+	if path, err := exec.LookPath("wireguard-go"); err == nil {
+		if err := unix.Mount("/dev/null", path, "", unix.MS_BIND, ""); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	ns.Main(m)
 }
 
