@@ -79,20 +79,20 @@ func routing() []testCase {
 		{name: "full tunnel v6", more: true, conf: iface + "Address = fd00:9::2/64\n" + peer + "::/0\n"},
 		{name: "full tunnel both", conf: iface + "Address = 10.9.0.2/24, fd00:9::2/64\nDNS = 10.9.0.1, fd00:9::1\n" + peer + "0.0.0.0/0, ::/0\n",
 			diffs: markBack("down wg0")},
-		{name: "full tunnel beside other routes", diffs: markBack("down wg0"),
+		{name: "full tunnel beside other routes", more: true, diffs: markBack("down wg0"),
 			conf: iface + "Address = 10.9.0.2/32\nAddress = fd00:9::2/128\n" + peer + "0.0.0.0/0, 10.30.0.0/16, ::/0, fd00:30::/64\n"},
 		{name: "full tunnel without an address", more: true, conf: iface + peer + "0.0.0.0/0\n", diffs: markBack("down wg0")},
 		{name: "full tunnel, src_valid_mark is set already", more: true, before: "sysctl -q net.ipv4.conf.all.src_valid_mark=1", conf: full4},
 		{name: "full tunnel, table 51820 is in use", diffs: markBack("down wg0"), conf: full4,
 			before: "ip route add 10.77.0.0/16 dev eth0 table 51820; ip -6 route add fd00:77::/64 dev eth0 table 51821"},
-		{name: "full tunnel, other rules exist", diffs: markBack("down wg0"), conf: full4,
+		{name: "full tunnel, other rules exist", more: true, diffs: markBack("down wg0"), conf: full4,
 			before: "ip rule add from 10.77.0.0/16 lookup 77; ip rule add pref 100 fwmark 7 lookup 78; ip rule add pref 40000 lookup 79"},
 		{name: "FwMark in hex", conf: fwmark("0x1234"), diffs: markBack("down wg0")},
 		{name: "FwMark decimal", more: true, conf: fwmark("77"), diffs: markBack("down wg0")},
-		{name: "FwMark off", conf: fwmark("off"), diffs: markBack("down wg0")},
+		{name: "FwMark off", more: true, conf: fwmark("off"), diffs: markBack("down wg0")},
 		{name: "FwMark zero", more: true, conf: fwmark("0x0"), diffs: markBack("down wg0")},
 		{name: "FwMark on a split tunnel", more: true, conf: iface + "FwMark = 51820\nAddress = 10.9.0.2/24\n" + peer + "10.20.0.0/16\n"},
-		{name: "split tunnel", conf: split},
+		{name: "split tunnel", more: true, conf: split},
 		{name: "Table off", conf: table("off", "0.0.0.0/0, ::/0, 10.20.0.0/16")},
 		{name: "Table auto", more: true, conf: table("auto", "10.20.0.0/16, fd00:20::/64")},
 		{name: "Table number", conf: table("1234", "0.0.0.0/0, ::/0, 10.20.0.0/16, fd00:20::/64")},
@@ -101,7 +101,7 @@ func routing() []testCase {
 		{name: "Table by name", conf: table("vpn", "0.0.0.0/0, 10.20.0.0/16, fd00:20::/64"),
 			files: map[string]string{"/etc/iproute2/rt_tables.d/vpn.conf": "777 vpn\n"}},
 		{name: "Table given twice", more: true, conf: table("1234\nTable = 1235", "10.20.0.0/16")},
-		{name: "Table reset", conf: table("1234\nTable =", "10.20.0.0/16")},
+		{name: "Table reset", more: true, conf: table("1234\nTable =", "10.20.0.0/16")},
 		{name: "Table main where there is a default route", more: true, conf: table("main", "0.0.0.0/0"), diffs: []diff{answers("File exists")}},
 		{name: "overlapping AllowedIPs",
 			conf: iface + "Address = 10.9.0.2/24, fd00:9::2/64\n" + peer + "10.9.0.0/24, 10.9.0.7, 10.9.0.0/16, 10.9.128.0/17, fd00:9::/64, fd00:9::7, fd00::/16\n"},
@@ -115,14 +115,14 @@ func routing() []testCase {
 			steps: []string{"up wg0", "down wg0"}, diffs: accepted(newer, []string{"Unable to modify interface: Invalid argument"},
 				[]string{"[#] ip link set mtu 1420 up dev wg0", "[#] ip -4 route add 10.22.0.0/16 dev wg0", "[#] ip -4 route add 10.21.0.0/16 dev wg0"},
 				[]string{"wg wg0 " + pubC + " (none) (none) 10.21.0.0/16,10.22.0.0/16 off"})},
-		{name: "AllowedIPs empty", conf: iface + lone + "\n", steps: []string{"up wg0", "down wg0"},
+		{name: "AllowedIPs empty", more: true, conf: iface + lone + "\n", steps: []string{"up wg0", "down wg0"},
 			diffs: accepted(page, []string{"Line unrecognized: `AllowedIPs='", "Configuration parsing error"},
 				[]string{"[#] ip link set mtu 1420 up dev wg0"}, []string{"wg wg0 " + pubC + " (none) (none) (none) off"})},
 		{name: "AllowedIPs moved to a later peer", more: true, conf: iface + peer + "10.20.0.0/16, 10.21.0.0/16\n" + lone + "10.20.0.0/16\n"},
-		{name: "AllowedIPs with host bits", conf: iface + lone + "10.20.1.2/16, fd00:20::5/64\n", strip: true},
+		{name: "AllowedIPs with host bits", more: true, conf: iface + lone + "10.20.1.2/16, fd00:20::5/64\n", strip: true},
 		{name: "a gateway with a better route to the endpoint", more: true, conf: iface + "Address = 10.9.0.2/24\n" + peer + "198.51.100.0/24\n",
 			before: "ip route add 198.51.100.1 via 192.0.2.1 dev eth0"},
-		{name: "no IPv6", before: "sysctl -q net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1",
+		{name: "no IPv6", more: true, before: "sysctl -q net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1",
 			conf: iface + "Address = 10.9.0.2/24, fd00:9::2/64\n" + peer + "10.20.0.0/16\n", diffs: []diff{answers("Permission denied")}},
 		{name: "no nft", conf: iface + "Address = 10.9.0.2/24, fd00:9::2/64\n" + peer + "0.0.0.0/0, ::/0\n", bare: true,
 			steps: []string{"up wg0", "down wg0"}, diffs: withoutNft()},
@@ -148,8 +148,8 @@ func mtu() []testCase {
 		return iface + "Address = 10.9.0.2/24\n[Peer]\nPublicKey = " + pubB + "\nEndpoint = " + endpoint + "\nAllowedIPs = 10.20.0.0/16\n"
 	}
 	return []testCase{
-		{name: "MTU given", conf: hooked("MTU = 1300")},
-		{name: "MTU by the route's metric", conf: to("198.51.100.1:1"), before: "ip route add 198.51.100.0/24 via 192.0.2.1 mtu 1400"},
+		{name: "MTU given", more: true, conf: hooked("MTU = 1300")},
+		{name: "MTU by the route's metric", more: true, conf: to("198.51.100.1:1"), before: "ip route add 198.51.100.0/24 via 192.0.2.1 mtu 1400"},
 		{name: "MTU by the device", more: true, conf: to("198.51.100.1:1"), before: "ip link set eth0 mtu 1450"},
 		{name: "MTU by an IPv6 route", more: true, conf: to("[2001:db8:5::5]:1"), before: "ip -6 route add 2001:db8:5::/48 via 2001:db8::1 mtu 1350"},
 		{name: "MTU by the smallest path", conf: to("198.51.100.1:1") + "[Peer]\nPublicKey = " + pubC + "\nEndpoint = [2001:db8:5::5]:1\n" +
@@ -172,7 +172,7 @@ func dnsCases() []testCase {
 	order := map[string]string{"/etc/resolvconf/interface-order": "mode 644 # first\nlo.inet6\neth[0-9]\ntun*\nwg*\n"}
 	return []testCase{
 		{name: "DNS with search domains", conf: hooked("DNS = 10.9.0.1, example.com corp.example", "DNS = fd00:9::1,192.0.2.53,lan")},
-		{name: "DNS of search domains only", conf: hooked("DNS = example.com")},
+		{name: "DNS of search domains only", more: true, conf: hooked("DNS = example.com")},
 		{name: "DNS empty", more: true, conf: hooked("DNS =")},
 		{name: "DNS with a prefix", conf: hooked("DNS = 10.9.0.1"), files: order},
 		{name: "DNS of odd words", more: true, conf: hooked("DNS = 1.2.3, 10.9.0.1%eth0, fe80::1%eth0, 999.9.9.9, a:b")},
@@ -197,12 +197,12 @@ func hookCases() []testCase {
 			`PostUp = echo $INTERFACE $CONFIG_FILE $MTU $TABLE "${DNS[@]}" / "${DNS_SEARCH[@]}" / $PROGRAM $SAVE_CONFIG "${ARGS[@]}"` + "\n" +
 			`PostUp = echo "${#PRE_UP[@]} ${#POST_UP[@]} ${POST_DOWN[0]} ${#WG_CONFIG}"; INTERFACE=changed` + "\n" +
 			`PostUp = echo $INTERFACE ${x-unset}; x=1` + "\n" + "PostDown = echo $INTERFACE ${ARGS[0]}\n" + lone + "10.20.0.0/16\n"},
-		{name: "hooks of bash's own syntax", conf: hooked(
+		{name: "hooks of bash's own syntax", more: true, conf: hooked(
 			`PostUp = [[ %i == +([a-z])0 ]] && echo matched; [[ $- == *e* ]] && echo errexit; set -o | { while read -r a b; do [[ $a != pipefail ]] || echo $a $b; done; }`,
 			`PostUp = echo $LC_ALL; read -r a b < <(echo one two); echo "$b $a"; cat <<< here`,
 			`PostUp = f() { local v=$1; echo "f $v"; }; f %i%i; echo ${0##*/}`,
 			`PostUp = umask; type -P wg >/dev/null && echo has wg; ulimit -c; pwd`)},
-		{name: "hooks that read standard input", conf: hooked("PreUp = read -r x; echo got $x", "PostUp = read -r x; echo got $x"), stdin: "first\nsecond\n"},
+		{name: "hooks that read standard input", more: true, conf: hooked("PreUp = read -r x; echo got $x", "PostUp = read -r x; echo got $x"), stdin: "first\nsecond\n"},
 		{name: "hooks that are empty", conf: hooked("PostUp =", "PreUp = ", "PostUp = echo after"), more: true},
 		{name: "a hook without a value", more: true, conf: hooked("PostUp"), diffs: []diff{hookFails("up wg0", "127")}},
 		{name: "hooks that print to standard error", more: true, conf: hooked("PostUp = echo complaint >&2", "PostUp = echo '[#] not a command' >&2")},
@@ -210,20 +210,20 @@ func hookCases() []testCase {
 		{name: "PostUp sets the private key by substitution", more: true, conf: "[Interface]\nListenPort = 51820\nAddress = 10.9.0.2/24\nPostUp = wg set %i private-key <(cat /etc/wireguard/key)\n" + peer + "10.20.0.0/16\n"},
 		{name: "PreUp adds a peer", more: true, conf: hooked("PreUp = wg set %i peer " + pubD + " allowed-ips 10.44.0.0/16,10.20.0.0/16")},
 		{name: "PreUp sets an address and a route", more: true, conf: hooked("PreUp = ip address add 10.8.0.1/24 dev %i; ip link set up dev %i; ip route add 10.20.0.0/15 dev %i")},
-		{name: "PostUp changes what was made", conf: split + "[Interface]\nPostUp = ip route del 10.20.0.0/16 dev %i; ip address add 10.66.0.1/24 dev %i\n"},
+		{name: "PostUp changes what was made", more: true, conf: split + "[Interface]\nPostUp = ip route del 10.20.0.0/16 dev %i; ip address add 10.66.0.1/24 dev %i\n"},
 		{name: "PostUp adds rules that PostDown deletes", more: true,
 			conf: hooked("PostUp = ip rule add pref 77 lookup 77; nft add table ip own", "PostDown = ip rule del pref 77; nft delete table ip own")},
-		{name: "PreUp fails", conf: hooked("PreUp = echo before; exit 3", "PreUp = echo never", "PreDown = echo never", "PostDown = echo never"), diffs: []diff{hookFails("up wg0", "3")}},
+		{name: "PreUp fails", more: true, conf: hooked("PreUp = echo before; exit 3", "PreUp = echo never", "PreDown = echo never", "PostDown = echo never"), diffs: []diff{hookFails("up wg0", "3")}},
 		{name: "PreUp fails in a pipe", conf: hooked("PreUp = false | true", "PostUp = echo never"), more: true, diffs: []diff{hookFails("up wg0", "1")}},
 		{name: "PostUp fails", conf: iface + "Address = 10.9.0.2/24\nDNS = 10.9.0.1\nPostUp = echo before\nPostUp = exit 7; echo never\nPostDown = echo never\n" + peer + "0.0.0.0/0\n",
 			diffs: []diff{markBack("up wg0")[0], markBack("up wg0")[1], hookFails("up wg0", "7")}},
 		{name: "PostUp fails by set -e", more: true, conf: hooked("PostUp = false; echo never", "PostUp = echo never"), diffs: []diff{hookFails("up wg0", "1")}},
 		{name: "PostUp is not bash", more: true, conf: hooked("PostUp = echo 'open"), diffs: []diff{hookFails("up wg0", "2")}},
 		{name: "PostUp of no such program", conf: hooked("PostUp = nosuchprogram a b"), more: true, diffs: []diff{hookFails("up wg0", "127")}},
-		{name: "PostUp is killed", conf: hooked("PostUp = kill -9 $BASHPID"), diffs: []diff{hookFails("up wg0", "137")}},
+		{name: "PostUp is killed", more: true, conf: hooked("PostUp = kill -9 $BASHPID"), diffs: []diff{hookFails("up wg0", "137")}},
 		{name: "PreDown fails", conf: hooked("PreDown = exit 4", "PostDown = echo never"),
 			steps: []string{"up wg0", "down wg0", "sh: sed -i /PreDown/d /etc/wireguard/wg0.conf", "down /etc/wireguard/wg0.conf"}, diffs: []diff{hookFails("down wg0", "4")}},
-		{name: "PostDown fails", conf: hooked("PostDown = echo first; exit 5", "PostDown = echo never"), steps: []string{"up wg0", "down wg0"},
+		{name: "PostDown fails", more: true, conf: hooked("PostDown = echo first; exit 5", "PostDown = echo never"), steps: []string{"up wg0", "down wg0"},
 			diffs: []diff{hookFails("down wg0", "5")}},
 	}
 }
@@ -233,30 +233,30 @@ func parsing() []testCase {
 	odd := func(name, conf string) testCase { return testCase{name: name, conf: conf, strip: true} }
 	variant := func(name, conf string) testCase { return testCase{name: name, conf: conf, strip: true, more: true} }
 	port := func(name, conf string) testCase {
-		return testCase{name: name, conf: conf, strip: true, port: true, more: name != "only the header"}
+		return testCase{name: name, conf: conf, strip: true, port: true, more: true}
 	}
 	return []testCase{
 		odd("repeated sections", "[Interface]\nAddress = 10.9.0.2/24\n"+peer+"10.20.0.0/16\n[Interface]\nPrivateKey = "+keyA+"\nListenPort = 51820\nAddress = 10.9.1.2/24\nMTU = 1333\n"+
 			"[interface]\nPostUp = echo again\n"),
 		odd("CRLF", strings.ReplaceAll(split+"[Interface]\nPostUp = echo up %i\nMTU = 1333\n", "\n", "\r\n")),
-		odd("tabs and spaces", "\t[Interface] \n\t PrivateKey\t=  "+keyA+"\t\n  ListenPort=51820\n \t Address \t = \t10.9.0.2/24 \t,  fd00:9::2/64\t \n\n \n  MTU  =1333\n[Peer]\nPublicKey="+pubB+" \nAllowedIPs\t=10.20.0.0/16 ,10.21.0.0/16\n"),
+		variant("tabs and spaces", "\t[Interface] \n\t PrivateKey\t=  "+keyA+"\t\n  ListenPort=51820\n \t Address \t = \t10.9.0.2/24 \t,  fd00:9::2/64\t \n\n \n  MTU  =1333\n[Peer]\nPublicKey="+pubB+" \nAllowedIPs\t=10.20.0.0/16 ,10.21.0.0/16\n"),
 		variant("cases of letters", strings.NewReplacer("Interface", "iNTERFACE", "PrivateKey", "privatekey", "Address", "ADDRESS", "AllowedIPs", "allowedips", "Peer", "PEER").Replace(split)),
 		odd("comments", "# first\n[Interface] # header ]\nPrivateKey = "+keyA+" # key\nListenPort = 51820#port\nAddress = 10.9.0.2/24 # 10.9.0.3/24\n#Address = 1.2.3.4\nMTU = 1333 # bytes\nDNS = 10.9.0.1 # lan\n"+
 			"[Peer] # one\nPublicKey = "+pubC+"\n# AllowedIPs = 10.1.0.0/16\nAllowedIPs = 10.20.0.0/16 # , 10.21.0.0/16\n#"),
-		odd("no final newline", strings.TrimSuffix(split, "\n")),
+		variant("no final newline", strings.TrimSuffix(split, "\n")),
 		variant("final backslash", hooked(`PostUp = echo a \`, `PostUp = echo b`)),
 		odd("NUL bytes", strings.ReplaceAll(split, "10.20", "10\x00.20")),
 		port("an empty file", "\n"),
 		port("only the header", "[Interface]\n"),
 		port("comments only", "# nothing\n"),
-		odd("addresses without masks", iface+"Address = 10.9.0.2, fd00:9::2 10.9.0.3/32\nAddress=10.9.0.4/24,,10.9.0.5/24\nAddress =\n"+lone+"10.20.0.0\n"),
+		variant("addresses without masks", iface+"Address = 10.9.0.2, fd00:9::2 10.9.0.3/32\nAddress=10.9.0.4/24,,10.9.0.5/24\nAddress =\n"+lone+"10.20.0.0\n"),
 		variant("percent signs", hooked(`PostUp = echo "%(MTU)s" %%i %I ${x:-%i}`)),
 		variant("backticks and quotes", hooked("PostUp = `echo echo` tick", `PostUp = """echo""" triple`, `PostUp = "echo" "quoted"`)),
 		variant("SaveConfig false", hooked("SaveConfig = FALSE")),
 		variant("a service name as port", iface+"[Peer]\nPublicKey = "+pubB+"\nEndpoint = 198.51.100.1:domain\nAllowedIPs = 10.20.0.0/16\n"),
-		odd("an endpoint by name", iface+"[Peer]\nPublicKey = "+pubB+"\nEndpoint = vpn.example:51820\nAllowedIPs = 10.20.0.0/16\n[Peer]\nPublicKey = "+pubC+"\nEndpoint = vpn6.example:51821\n"),
-		variant("one very long line", iface+"Address = 10.9.0.2/24\n#"+strings.Repeat(" long", 2000)+"\n"+lone+"10.20.0.0/16"+strings.Repeat(",10.20.0.0/16", 300)+"\n"),
-		{name: "a random port", conf: strings.ReplaceAll(split, "ListenPort = 51820\n", ""), port: true},
+		variant("an endpoint by name", iface+"[Peer]\nPublicKey = "+pubB+"\nEndpoint = vpn.example:51820\nAllowedIPs = 10.20.0.0/16\n[Peer]\nPublicKey = "+pubC+"\nEndpoint = vpn6.example:51821\n"),
+		variant("long lines", iface+"Address = 10.9.0.2/24\n#"+strings.Repeat(" long", 60)+"\n"+lone+"10.20.0.0/16"+strings.Repeat(",10.20.0.0/16", 40)+"\n"),
+		{name: "a random port", more: true, conf: strings.ReplaceAll(split, "ListenPort = 51820\n", ""), port: true},
 		{name: "no private key", more: true, conf: "[Interface]\nListenPort = 51820\nAddress = 10.9.0.2/24\n" + lone + "10.20.0.0/16\n"},
 	}
 }
@@ -402,11 +402,11 @@ func failing() []testCase {
 		{name: "fails: the route exists", conf: split, before: "ip route add 10.20.0.0/16 via 192.0.2.1 dev eth0", diffs: []diff{answers("File exists")}},
 		{name: "fails: the IPv6 route exists", conf: iface + "Address = 10.9.0.2/24\n" + peer + "fd00:20::/64, 10.20.0.0/16\n",
 			before: "ip -6 route add fd00:20::/64 dev eth0 metric 1024", more: true, diffs: []diff{answers("File exists")}},
-		{name: "fails: the port is taken", conf: split, before: "ip link add other type wireguard; wg set other listen-port 51820; ip link set other up", diffs: []diff{answers("Address already in use")}},
-		{name: "fails: the interface exists", conf: split, before: "ip link add wg0 type wireguard"},
+		{name: "fails: the port is taken", more: true, conf: split, before: "ip link add other type wireguard; wg set other listen-port 51820; ip link set other up", diffs: []diff{answers("Address already in use")}},
+		{name: "fails: the interface exists", more: true, conf: split, before: "ip link add wg0 type wireguard"},
 		{name: "fails: another link has the name", more: true, conf: split, before: "ip link add wg0 address 02:00:00:00:00:09 type dummy"},
 		{name: "fails: an address that IPv6 refuses", more: true, conf: iface + "Address = ff02::1/64\n", diffs: []diff{answers("Cannot assign requested address")}},
-		{name: "fails: an address that comes twice", conf: iface + "Address = 10.9.0.2/24, 10.9.0.2/24\n", diffs: []diff{answers("File exists")}},
+		{name: "fails: an address that comes twice", more: true, conf: iface + "Address = 10.9.0.2/24, 10.9.0.2/24\n", diffs: []diff{answers("File exists")}},
 		{name: "fails: the address of another link", more: true, conf: iface + "Address = 192.0.2.2/24\n" + lone + "10.20.0.0/16\n"},
 	}
 }
@@ -415,7 +415,7 @@ func failing() []testCase {
 func commands() []testCase {
 	long := "abcdefghijklmno"
 	list := []testCase{
-		{name: "a path", conf: "", files: map[string]string{"/etc/elsewhere/office.conf": split}, steps: []string{"up /etc/elsewhere/office.conf", "down /etc/elsewhere/office.conf"}},
+		{name: "a path", more: true, conf: "", files: map[string]string{"/etc/elsewhere/office.conf": split}, steps: []string{"up /etc/elsewhere/office.conf", "down /etc/elsewhere/office.conf"}},
 		{name: "a symlink", files: map[string]string{"/etc/wireguard/office.conf": hooked("PostUp = echo $CONFIG_FILE %i"), "/etc/wireguard/wg0.conf": "-> office.conf"},
 			steps: []string{"strip wg0", "up wg0", "down wg0"}},
 		{name: "a symlink to another folder", more: true, files: map[string]string{"/etc/elsewhere/any name": hooked("PostUp = echo $CONFIG_FILE %i"), "/etc/wireguard/wg0.conf": "-> ../elsewhere/any name"},
@@ -424,7 +424,7 @@ func commands() []testCase {
 		{name: "a name with signs", more: true, files: map[string]string{"/etc/wireguard/a.b=c+d_e-f.conf": split}, steps: []string{"up a.b=c+d_e-f", "down a.b=c+d_e-f"}},
 		{name: "bad names", files: map[string]string{"/etc/wireguard/" + long + "p.conf": split, "/etc/wireguard/wg0": split, "/etc/wireguard/a b.conf": split},
 			steps: []string{"up /etc/wireguard/" + long + "p.conf", "up " + long + "p", "strip /etc/wireguard/wg0", "up nosuch", "strip nosuch", "save nosuch", "up /etc/wireguard/nosuch.conf", "strip /etc/wireguard"}},
-		{name: "not up", conf: hooked("PreDown = echo never"), steps: []string{"down wg0", "save wg0"}},
+		{name: "not up", more: true, conf: hooked("PreDown = echo never"), steps: []string{"down wg0", "save wg0"}},
 		{name: "up twice", conf: hooked("PreUp = echo once", "PostDown = echo down"), steps: []string{"up wg0", "up wg0", "down wg0", "down wg0"}},
 		{name: "not a WireGuard interface", more: true, conf: split, before: "ip link add wg0 address 02:00:00:00:00:09 type dummy", steps: []string{"up wg0", "down wg0", "save wg0"}},
 		{name: "world accessible", files: map[string]string{"/etc/elsewhere/wg0.conf": "mode 644 " + split, "/etc/wireguard/wg0.conf": "mode 644 " + split, "/etc/elsewhere/wg1.conf": "mode 640 " + split},
@@ -452,19 +452,19 @@ func saving() []testCase {
 	conf := iface + "Address = 10.9.0.2/24, fd00:9::2/64\nMTU = 1333\nTable = 1234\nSaveConfig = true\nDNS = 10.9.0.1\nPostUp = echo up \"%i\"\nPreUp = echo pre\nPreDown = echo predown\nPostDown = echo postdown\n" +
 		peer + "10.20.0.0/16, fd00:20::/64\nPersistentKeepalive = 25\n"
 	return []testCase{
-		{name: "SaveConfig", conf: conf},
+		{name: "SaveConfig", more: true, conf: conf},
 		{name: "SaveConfig of a changed interface", conf: conf, steps: []string{"up wg0",
 			"sh: wg set wg0 peer " + pubC + " allowed-ips 10.40.0.0/16,0.0.0.0/0 endpoint 198.51.100.9:7; wg set wg0 peer " + pubB + " remove; wg set wg0 listen-port 7777 fwmark 0x77; ip addr add 10.66.0.1/24 dev wg0; ip link set wg0 mtu 1222",
 			"down wg0"}},
-		{name: "save", conf: hooked("DNS = 10.9.0.1, 10.9.0.3"), steps: []string{"up wg0", "sh: ip addr add 10.66.0.1/24 dev wg0", "save wg0", "strip wg0", "down wg0", "up wg0", "down wg0"}},
+		{name: "save", more: true, conf: hooked("DNS = 10.9.0.1, 10.9.0.3"), steps: []string{"up wg0", "sh: ip addr add 10.66.0.1/24 dev wg0", "save wg0", "strip wg0", "down wg0", "up wg0", "down wg0"}},
 		{name: "save without addresses", more: true, conf: iface + "FwMark = 0x99\n", steps: []string{"up wg0", "save wg0", "down wg0"}},
-		{name: "save with a prefix", conf: hooked("DNS = 10.9.0.1"), files: map[string]string{"/etc/resolvconf/interface-order": "mode 644 tun*\n"}, steps: []string{"up wg0", "save wg0", "down wg0"}},
+		{name: "save with a prefix", more: true, conf: hooked("DNS = 10.9.0.1"), files: map[string]string{"/etc/resolvconf/interface-order": "mode 644 tun*\n"}, steps: []string{"up wg0", "save wg0", "down wg0"}},
 		{name: "save through a symlink", more: true, files: map[string]string{"/etc/wireguard/office.conf": hooked(), "/etc/wireguard/wg0.conf": "-> office.conf"}, steps: []string{"up wg0", "save wg0", "down wg0"}},
 		{name: "save of a world accessible file", more: true, files: map[string]string{"/etc/elsewhere/wg0.conf": "mode 644 " + hooked()},
 			steps: []string{"up /etc/elsewhere/wg0.conf", "save /etc/elsewhere/wg0.conf", "sh: stat -c %a /etc/elsewhere/*; cat /etc/elsewhere/*", "down /etc/elsewhere/wg0.conf"}},
 		{name: "save with search domains", conf: hooked("DNS = 10.9.0.1, example.com"), steps: []string{"up wg0", "save wg0", "down wg0"},
 			diffs: kept("DNS = example.com")},
-		{name: "save with comments", conf: "# mine\n" + hooked("PostUp = true # kept") + "# end\n", steps: []string{"up wg0", "save wg0", "down wg0"}, diffs: kept("# mine", "# end")},
+		{name: "save with comments", more: true, conf: "# mine\n" + hooked("PostUp = true # kept") + "# end\n", steps: []string{"up wg0", "save wg0", "down wg0"}, diffs: kept("# mine", "# end")},
 	}
 }
 
@@ -475,7 +475,7 @@ func several() []testCase {
 	return []testCase{
 		{name: "two split tunnels", more: true, conf: split, files: map[string]string{"/etc/wireguard/wg1.conf": "[Interface]\nListenPort = 5\nAddress = 10.8.0.2/24\n" + lone + "10.21.0.0/16\n"},
 			steps: []string{"up wg0", "up wg1", "down wg0", "down wg1"}},
-		{name: "a split tunnel in a full one", conf: full, files: map[string]string{"/etc/wireguard/wg1.conf": "[Interface]\nListenPort = 5\nAddress = 10.8.0.2/24\n" + lone + "10.21.0.0/16\n"},
+		{name: "a split tunnel in a full one", more: true, conf: full, files: map[string]string{"/etc/wireguard/wg1.conf": "[Interface]\nListenPort = 5\nAddress = 10.8.0.2/24\n" + lone + "10.21.0.0/16\n"},
 			steps: []string{"up wg0", "up wg1", "down wg1", "down wg0"}, diffs: markBack("down wg0")},
 		{name: "two full tunnels", conf: full, files: map[string]string{"/etc/wireguard/wg1.conf": second(full)},
 			steps: []string{"up wg0", "up wg1", "down wg1", "down wg0"}, diffs: append(markBack("down wg0"),
@@ -601,7 +601,7 @@ func decided() []testCase {
 			{why: record, step: "down wg0", in: "stdout", ours: []string{"postdown"}},
 			{why: record, step: "down wg0", in: "calls", ours: []string{"resolvconf -d wg0 -f"}},
 			{why: record, step: "down wg0", in: "state", back: true}}},
-		{name: "decided: the config changed", conf: full, steps: []string{"up wg0", "sh: sed -i '/^DNS/d; s/0.0.0.0.0/10.0.0.0\\/8/' /etc/wireguard/wg0.conf", "down wg0"}, diffs: append(markBack("down wg0"),
+		{name: "decided: the config changed", more: true, conf: full, steps: []string{"up wg0", "sh: sed -i '/^DNS/d; s/0.0.0.0.0/10.0.0.0\\/8/' /etc/wireguard/wg0.conf", "down wg0"}, diffs: append(markBack("down wg0"),
 			diff{why: record, step: "down wg0", in: "trace", ours: []string{"[#] resolvconf -d wg0 -f"}},
 			diff{why: record, step: "down wg0", in: "calls", ours: []string{"resolvconf -d wg0 -f"}},
 			diff{why: record, step: "down wg0", in: "state", ref: []string{"file /run/parity/records/wg0: nameserver 10.9.0.1"}})},
@@ -614,12 +614,12 @@ func decided() []testCase {
 			{why: record, step: "down wg0", in: "stdout", ours: []string{"predown", "postdown"}},
 			{why: record, step: "down wg0", in: "calls", ours: []string{"resolvconf -d wg0 -f"}},
 			{why: record, step: "down wg0", in: "state", back: true}}},
-		{name: "decided: the config is broken", conf: full, steps: []string{"up wg0", "sh: echo nonsense >>/etc/wireguard/wg0.conf", "down wg0"}, diffs: markBack("down wg0")},
+		{name: "decided: the config is broken", more: true, conf: full, steps: []string{"up wg0", "sh: echo nonsense >>/etc/wireguard/wg0.conf", "down wg0"}, diffs: markBack("down wg0")},
 		{name: "decided: the endpoint in AllowedIPs", conf: iface + "Address = 10.9.0.2/24\n" + peer + "198.51.100.0/24\n",
 			diffs: append(outside("198.51.100.0/24", "10.9.0.2"), instead("198.51.100.0/24"), route("198.51.100.0/24"))},
 		{name: "decided: half the world", conf: iface + "Address = 10.9.0.2/24\n" + peer + "0.0.0.0/1, 128.0.0.0/1\n",
 			diffs: append(outside("128.0.0.0/1", "10.9.0.2"), instead("128.0.0.0/1"), route("128.0.0.0/1"))},
-		{name: "decided: the endpoint in the tunnel's subnet", conf: iface + "Address = 198.51.100.2/24\n" + peer + "10.20.0.0/16\n",
+		{name: "decided: the endpoint in the tunnel's subnet", more: true, conf: iface + "Address = 198.51.100.2/24\n" + peer + "10.20.0.0/16\n",
 			diffs: append(outside("198.51.100.0/24", "198.51.100.2"),
 				differ(loops, "up wg0", "trace", []string{"[#] ip -4 address add 198.51.100.2/24 dev wg0"}, []string{"[#] ip -4 address add 198.51.100.2/24 dev wg0 noprefixroute"}),
 				differ(loops, "up wg0", "state", []string{
