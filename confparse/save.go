@@ -241,7 +241,8 @@ func (c *Config) collectNotes() notes {
 
 // wordID is the id of the first line that an Address or DNS of several words becomes.
 func (c *Config) wordID(s setting) string {
-	for _, w := range words(s.value) {
+	if ws := words(s.value); len(ws) > 0 {
+		w := ws[0]
 		if p, ok := parseAddress(w); ok && s.key == "address" {
 			w = p.String()
 		}
