@@ -48,8 +48,8 @@ type StepError struct {
 }
 
 func (e *StepError) Error() string {
-	if e.Step.Kind() == KindHook {
-		return e.Err.Error() // which names the hook
+	if kind := e.Step.Kind(); kind == KindHook || kind == KindDNS {
+		return e.Err.Error() // which names the command
 	}
 	if c := e.Step.Commands(); e.Index < len(c) {
 		return fmt.Sprintf("%s: %v", c[e.Index], e.Err)
