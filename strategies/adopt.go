@@ -11,9 +11,10 @@ import (
 // undo steps take it down. A rule of table main is only listed when it stands
 // right before this tunnel's own, where `up` put it: the others are other tunnels'.
 func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []plan.Action {
+	const why = "made by wg-quick"
 	name := f.Device.Name
 	done := func(do plan.Step, undo ...plan.Step) plan.Action {
-		return plan.Action{Do: do, Undo: undo, Why: "made by wg-quick"}
+		return plan.Action{Do: do, Undo: undo, Why: why}
 	}
 	var actions []plan.Action
 	if len(cfg.DNS) > 0 {
@@ -24,7 +25,7 @@ func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []pla
 		// Newest first is how they are undone: IPv6 before IPv4 here, table main's before the tunnel's.
 		for _, v6 := range []bool{true, false} {
 			for _, r := range markRules(f, v6) {
-				actions = append(actions, done(r, deleteRule(r)))
+				actions = append(actions, ruleAction(r, why))
 			}
 		}
 	}
@@ -34,11 +35,6 @@ func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []pla
 		done(plan.Nft{Link: name, IPv6: true, IPTables: !f.NFTables}, plan.Nft{Link: name, IPv6: true, IPTables: !f.NFTables, Delete: true}),
 		done(plan.Nft{Link: name, IPTables: !f.NFTables}, plan.Nft{Link: name, IPTables: !f.NFTables, Delete: true}),
 		done(plan.Link{Name: name}, plan.Link{Name: name, Index: f.Device.Index, Delete: true}))
-}
-
-func deleteRule(r plan.Rule) plan.Rule {
-	r.Delete = true
-	return r
 }
 
 // hasDefault says whether a peer is allowed a /0.
