@@ -19,7 +19,8 @@ func Open(ns string) (*os.File, error) {
 	if path == "" {
 		path = self
 	}
-	f, err := os.Open(path)
+	// A named pipe would keep us waiting for its other end.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
@@ -59,8 +60,13 @@ func DoFile(ns *os.File, fn func() error) error {
 func onThread(fn func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- fn()
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() { // the first thread cannot end, and is what others see of the process
+			defer runtime.UnlockOSThread()
+			done <- onThread(fn)
+			return
+		}
+		done <- fn() // never unlocked: the thread ends with the goroutine
 	}()
 	return <-done
 }
@@ -73,6 +79,9 @@ type ID struct {
 	Inode  uint64
 	Init   bool // it is PID 1's; false where PID 1's may not be asked for
 }
+
+// String is "inode:cookie", as journals keep it.
+func (id ID) String() string { return fmt.Sprintf("%d:%d", id.Inode, id.Cookie) }
 
 // Identify says which namespace ns is.
 func Identify(ns string) (ID, error) {
