@@ -60,15 +60,12 @@ type Doer struct {
 // Exists is false: a hook leaves nothing that could be there already.
 func (Doer) Exists(context.Context, plan.NS, plan.Step) (bool, error) { return false, nil }
 
-// Do runs one hook with our stdin, stdout and stderr and waits for its end. The
-// error is an *ExitError when it failed or was ended because ctx ended.
+// Do runs one hook in the namespace, which it enters as proc.Enter says, with our
+// stdin, stdout and stderr and waits for its end. The error is an *ExitError when it failed or was ended because ctx ended.
 func (d Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
 	h, ok := s.(plan.Hook)
 	if !ok {
 		return plan.Outcome{}, fmt.Errorf("hooks cannot do a step of kind %s", s.Kind())
-	}
-	if ns != "" {
-		return plan.Outcome{}, fmt.Errorf("hook `%s': cannot run in namespace %s yet", h.Command, ns)
 	}
 	return plan.Outcome{}, d.run(ctx, ns, h)
 }
@@ -98,7 +95,7 @@ func (d Doer) run(ctx context.Context, ns plan.NS, h plan.Hook) error {
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		ExtraFiles: []*os.File{file},
 	}
-	status, err := proc.Run(ctx, cmd)
+	status, err := proc.RunIn(ctx, string(ns), cmd)
 	if err != nil {
 		return fmt.Errorf("run hook `%s': %w", h.Command, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -26,11 +27,16 @@ import (
 // job is what a test gives a process of its own to run, which then has the
 // hook's stdin, stdout and stderr.
 type job struct {
+	NS    plan.NS
 	Doer  Doer
 	Hooks []plan.Hook
 }
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 3 && os.Args[1] == "run-exec" {
+		ns.Isolate()
+		runExec(os.Args[2], os.Args[3:])
+	}
 	if len(os.Args) == 3 && os.Args[1] == "run-hooks" {
 		ns.Isolate()
 		os.Exit(runJob(os.Args[2]))
@@ -54,7 +60,7 @@ func runJob(path string) int {
 	signal.Notify(sigs, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() { cancel(SignalCause{Sig: (<-sigs).(syscall.Signal)}) }()
 	for _, h := range j.Hooks {
-		if _, err := j.Doer.Do(ctx, "", h); err != nil {
+		if _, err := j.Doer.Do(ctx, j.NS, h); err != nil {
 			if status, ok := ExitStatus(err); ok {
 				return status
 			}
@@ -361,8 +367,8 @@ func TestErrors(t *testing.T) {
 	if _, err := (Doer{}).Do(ctx, "", plan.Hook{Vars: map[string]string{"a b": ""}}); err == nil {
 		t.Error("a bad variable name went through")
 	}
-	if _, err := (Doer{}).Do(ctx, "/run/netns/x", plan.Hook{Command: "true"}); err == nil {
-		t.Error("a namespace was ignored")
+	if _, err := (Doer{}).Do(ctx, "/run/netns/x", plan.Hook{Command: "touch /run/ran"}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a namespace that is none: %v", err)
 	}
 	if _, err := (Doer{}).Do(ctx, "", plan.Link{}); err == nil {
 		t.Error("a link step was taken for a hook")

@@ -128,6 +128,11 @@ func Look(name string) (string, error) {
 // without one) at once and SIGKILL after two seconds. A child that the program
 // leaves behind otherwise is left alone, whatever it holds open.
 func Run(ctx context.Context, cmd *exec.Cmd) (status int, err error) {
+	return RunIn(ctx, "", cmd)
+}
+
+// RunIn is Run in a network namespace, entered as Enter does; "" is our own.
+func RunIn(ctx context.Context, ns string, cmd *exec.Cmd) (status int, err error) {
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
@@ -143,8 +148,14 @@ func Run(ctx context.Context, cmd *exec.Cmd) (status int, err error) {
 		term.given = true
 		defer term.take()
 	}
-	if err := cmd.Start(); err != nil {
-		return 0, &StartError{cmd.Args[0], err}
+	err = Within(ns, func() error {
+		if err := cmd.Start(); err != nil {
+			return &StartError{cmd.Args[0], err}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
 	}
 	pid := cmd.Process.Pid
 	// wait4 below takes the status, since only it reports a stop

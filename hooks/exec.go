@@ -1,0 +1,239 @@
+package hooks
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"wg-quickns/internal/proc"
+)
+
+// Credentials are whom a program runs as.
+type Credentials struct {
+	UID, GID int
+	Groups   []int // supplementary
+}
+
+// CallingUser is the user who called us by sudo(8), found by SUDO_UID and SUDO_GID
+// in env, else the user that we are. Supplementary groups are those of /etc/group.
+func CallingUser(env []string) (Credentials, error) {
+	var uid, gid string
+	for _, v := range env {
+		if x, ok := strings.CutPrefix(v, "SUDO_UID="); ok {
+			uid = x
+		} else if x, ok := strings.CutPrefix(v, "SUDO_GID="); ok {
+			gid = x
+		}
+	}
+	if uid == "" {
+		groups, err := os.Getgroups()
+		if err != nil {
+			return Credentials{}, fmt.Errorf("read our groups: %w", err)
+		}
+		return Credentials{os.Getuid(), os.Getgid(), groups}, nil
+	}
+	var c Credentials
+	var err error
+	if c.UID, err = number(uid); err != nil {
+		return Credentials{}, fmt.Errorf("SUDO_UID: %w", err)
+	}
+	if c.GID, err = number(gid); err != nil {
+		return Credentials{}, fmt.Errorf("SUDO_GID: %w", err)
+	}
+	u, err := user.LookupId(strconv.Itoa(c.UID))
+	if unknown := user.UnknownUserIdError(0); errors.As(err, &unknown) {
+		c.Groups = []int{c.GID} // a user without an entry has no groups either
+		return c, nil
+	} else if err != nil {
+		return Credentials{}, fmt.Errorf("look up user %d: %w", c.UID, err)
+	}
+	c.Groups, err = groups(u)
+	return c, err
+}
+
+// LookupUser finds a user of /etc/passwd by name or number.
+func LookupUser(name string) (Credentials, error) {
+	u, err := user.Lookup(name)
+	if unknown := user.UnknownUserError(""); errors.As(err, &unknown) {
+		if _, bad := number(name); bad == nil {
+			u, err = user.LookupId(name)
+		}
+	}
+	if err != nil {
+		return Credentials{}, fmt.Errorf("look up user `%s': %w", name, err)
+	}
+	var c Credentials
+	if c.UID, err = number(u.Uid); err != nil {
+		return Credentials{}, fmt.Errorf("user `%s': %w", name, err)
+	}
+	if c.GID, err = number(u.Gid); err != nil {
+		return Credentials{}, fmt.Errorf("group of user `%s': %w", name, err)
+	}
+	c.Groups, err = groups(u)
+	return c, err
+}
+
+func groups(u *user.User) ([]int, error) {
+	ids, err := u.GroupIds()
+	if err != nil {
+		return nil, fmt.Errorf("look up the groups of user `%s': %w", u.Username, err)
+	}
+	list := make([]int, len(ids))
+	for i, id := range ids {
+		if list[i], err = number(id); err != nil {
+			return nil, fmt.Errorf("groups of user `%s': %w", u.Username, err)
+		}
+	}
+	return list, nil
+}
+
+// number reads a uid or gid; the largest means "unchanged" to the kernel.
+func number(s string) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || n == 1<<32-1 {
+		return 0, fmt.Errorf("bad id `%s'", s)
+	}
+	return int(n), nil
+}
+
+// ExecOptions says what Exec executes.
+type ExecOptions struct {
+	User *Credentials // nil: unchanged
+	Argv []string     // Argv[0] without a slash is looked for in the PATH of Env
+	Env  []string     // nil: our own
+	Dir  string       // "": the working directory
+}
+
+// Exec replaces this process by a program in the network namespace at path ns,
+// entered as proc.Enter says; "" is our own. It returns only when that failed,
+// with a *proc.StartError when it was the program that could not be run.
+//
+// The program has the user's credentials, no inheritable and no ambient
+// capabilities, an unchanged bounding set, and of our files stdin, stdout and
+// stderr. It starts in the same folder by path, in / where there is none inside
+// that the user may enter.
+func Exec(ns string, o ExecOptions) error {
+	if len(o.Argv) == 0 {
+		return errors.New("exec: no command")
+	}
+	if o.Env == nil {
+		o.Env = os.Environ()
+	}
+	if o.Dir == "" {
+		o.Dir, _ = os.Getwd() // of a folder that is gone there is no path
+	}
+	failed := make(chan error)
+	go func() {
+		// All on one thread, which execve(2) makes the process; never unlocked, as
+		// nothing else may run with what it became.
+		runtime.LockOSThread()
+		failed <- execHere(ns, o)
+		select {}
+	}()
+	return <-failed
+}
+
+func execHere(ns string, o ExecOptions) error {
+	if ns != "" {
+		if err := proc.Enter(ns); err != nil {
+			return err
+		}
+	}
+	if o.User != nil {
+		if err := become(*o.User); err != nil {
+			return err
+		}
+	}
+	if err := dropCapabilities(); err != nil {
+		return err
+	}
+	if err := proc.CloseOnExec(); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(o.Dir) || unix.Chdir(o.Dir) != nil {
+		if err := unix.Chdir("/"); err != nil {
+			return fmt.Errorf("change to folder /: %w", err)
+		}
+	}
+	return &proc.StartError{Program: o.Argv[0], Err: execvpe(o.Argv, o.Env)}
+}
+
+// become changes the credentials of the calling thread alone: the functions of
+// the standard library stop every thread to change them all.
+func become(c Credentials) error {
+	if err := unix.Setgroups(c.Groups); err != nil {
+		return fmt.Errorf("set the groups: %w", err)
+	}
+	gid, uid := uintptr(c.GID), uintptr(c.UID)
+	if _, _, errno := unix.RawSyscall(sysSetresgid, gid, gid, gid); errno != 0 {
+		return fmt.Errorf("become group %d: %w", c.GID, errno)
+	}
+	if _, _, errno := unix.RawSyscall(sysSetresuid, uid, uid, uid); errno != 0 {
+		return fmt.Errorf("become user %d: %w", c.UID, errno)
+	}
+	return nil
+}
+
+// dropCapabilities clears the ambient and the inheritable set of the calling
+// thread. The bounding set stays, for sudo(8) inside to work.
+func dropCapabilities() error {
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	err := unix.Capget(&header, &data[0])
+	if err == nil {
+		data[0].Inheritable, data[1].Inheritable = 0, 0
+		err = unix.Capset(&header, &data[0])
+	}
+	if err != nil {
+		return fmt.Errorf("clear inheritable capabilities: %w", err)
+	}
+	return nil
+}
+
+// execvpe executes as execvp(3) does, with the PATH of env.
+func execvpe(argv, env []string) error {
+	if strings.Contains(argv[0], "/") {
+		return execve(argv[0], argv, env)
+	}
+	path := "/bin:/usr/bin"
+	for _, v := range env {
+		if x, ok := strings.CutPrefix(v, "PATH="); ok {
+			path = x
+			break // as getenv(3)
+		}
+	}
+	first := fs.ErrNotExist
+	for _, dir := range strings.Split(path, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		switch err := execve(dir+"/"+argv[0], argv, env); err {
+		case unix.ENOENT, unix.ENOTDIR:
+		case unix.EACCES:
+			first = err
+		default:
+			return err
+		}
+	}
+	return first
+}
+
+func execve(path string, argv, env []string) error {
+	err := syscall.Exec(path, argv, env)
+	if err == unix.ENOEXEC { // a script without a first line that says of what
+		err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", path}, argv[1:]...), env)
+	}
+	return err
+}
