@@ -27,6 +27,12 @@ type Config struct {
 	// SaveConfig asks `down` to write the running state back to the file.
 	SaveConfig bool
 
+	// Namespace is where the interface lives, BirthNamespace where it is created
+	// and its UDP socket stays; zero: the namespace of the caller.
+	Namespace, BirthNamespace Namespace
+	HookNamespace             string // HookInterface (as ""), HookBirth or HookCaller
+	ForeignNamespaces         bool   // ManageNamespace=false: none is created or deleted
+
 	Device   Device
 	Warnings []string // wg's own warnings, as AllowedIPs with host bits set
 

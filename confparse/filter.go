@@ -79,13 +79,44 @@ func asciiLower(s string) string {
 	return string(b)
 }
 
-// quickText is the filter for wg-quick's keys: it marks wg's lines in lines and
-// writes the others for ini.v1.
-func quickText(lines []Line) []byte {
+// ownKeys are this program's keys in [Interface], each with the name it goes by.
+var ownKeys = map[string]string{
+	"namespace":          "namespace",
+	"interfacenamespace": "namespace",
+	"birthnamespace":     "birthnamespace",
+	"socketnamespace":    "birthnamespace",
+	"hooknamespace":      "hooknamespace",
+	"managenamespace":    "managenamespace",
+}
+
+// ownComment takes a comment of the form `# wg-quickns: Key = value` apart.
+func ownComment(text string) (s setting, ok bool) {
+	text, ok = strings.CutPrefix(text, "#")
+	if text = strings.Trim(text, space); !ok || !strings.HasPrefix(asciiLower(text), "wg-quickns:") {
+		return s, false
+	}
+	return splitLine(text[len("wg-quickns:"):]), true
+}
+
+// quickText is the filter for wg-quick's keys and this program's: it marks wg's
+// lines in lines and writes the others for ini.v1. A comment with a key of this
+// program stays wg's line too.
+func (c *Config) quickText() ([]byte, error) {
 	var w iniWriter
 	w.section("interface")
 	inside := false
+	lines := c.Lines
 	for i, l := range lines {
+		if s, ok := ownComment(l.Text); ok {
+			switch name, known := ownKeys[s.key]; {
+			case !known:
+				return nil, c.errorf(i+1, KindQuick, "unknown key in a wg-quickns comment: `%s'", redact(s.key))
+			case !inside:
+				return nil, c.errorf(i+1, KindQuick, "a wg-quickns comment belongs into [Interface]")
+			default:
+				w.key(name, i+1, s.value)
+			}
+		}
 		s := splitLine(l.Text)
 		if strings.HasPrefix(s.key, "[") {
 			inside = s.key == "[interface]"
@@ -99,10 +130,14 @@ func quickText(lines []Line) []byte {
 				w.key(s.key, i+1, s.whole)
 				continue
 			}
+			if name, ok := ownKeys[s.key]; ok {
+				w.key(name, i+1, s.value)
+				continue
+			}
 		}
 		lines[i].WGLine = true
 	}
-	return w.Bytes()
+	return w.Bytes(), nil
 }
 
 // wgText is the filter for wg's lines. Key "line" stands for those that wg does

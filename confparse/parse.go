@@ -29,7 +29,11 @@ func Parse(path string, data []byte) (*Config, error) {
 // it: Device stays empty and no value but SaveConfig's is checked.
 func ParseLines(path string, data []byte) (*Config, error) {
 	c := &Config{Path: path, Lines: readLines(data)}
-	entries, err := load(quickText(c.Lines), len(c.Lines))
+	text, err := c.quickText()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := load(text, len(c.Lines))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
@@ -66,17 +70,43 @@ func ParseLines(path string, data []byte) (*Config, error) {
 		case "postdown":
 			c.PostDown = append(c.PostDown, e.value)
 		case "saveconfig":
-			switch asciiLower(e.value) {
-			case "true":
-				c.SaveConfig = true
-			case "false":
-				c.SaveConfig = false
-			default:
-				return nil, c.errorf(e.line, KindQuick, "`%s' is neither true nor false", redact(e.value))
+			if c.SaveConfig, err = c.boolean(e); err != nil {
+				return nil, err
 			}
+		case "namespace":
+			if c.Namespace, err = c.namespace(e); err != nil {
+				return nil, err
+			}
+		case "birthnamespace":
+			if c.BirthNamespace, err = c.namespace(e); err != nil {
+				return nil, err
+			}
+		case "hooknamespace":
+			c.HookNamespace = asciiLower(e.value)
+			switch c.HookNamespace {
+			case HookInterface, HookBirth, HookCaller:
+			default:
+				return nil, c.errorf(e.line, KindQuick, "HookNamespace is `interface', `birth' or `caller', not `%s'", redact(e.value))
+			}
+		case "managenamespace":
+			manage, err := c.boolean(e)
+			if err != nil {
+				return nil, err
+			}
+			c.ForeignNamespaces = !manage
 		}
 	}
 	return c, nil
+}
+
+func (c *Config) boolean(e entry) (bool, error) {
+	switch asciiLower(e.value) {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, c.errorf(e.line, KindQuick, "`%s' is neither true nor false", redact(e.value))
 }
 
 // Strip is wg's part of the file: its lines with their comments, and an empty one.

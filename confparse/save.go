@@ -58,6 +58,12 @@ func (c *Config) Save(r Running) []byte {
 	if c.SaveConfig {
 		w.line(in+" saveconfig", "SaveConfig = true")
 	}
+	for _, l := range c.Lines {
+		if s := splitLine(l.Text); !l.WGLine && ownKeys[s.key] != "" {
+			name, _, _ := strings.Cut(l.Text, "=")
+			w.line(in+" "+s.key, strings.Trim(name, space)+" = "+s.value)
+		}
+	}
 	hooks := []struct {
 		name string
 		list []string
@@ -219,7 +225,7 @@ func (c *Config) collectNotes() notes {
 		switch {
 		case !l.WGLine && (s.key == "address" || s.key == "dns"):
 			id = c.wordID(s)
-		case !l.WGLine && (s.key == "mtu" || s.key == "table" || s.key == "saveconfig"):
+		case !l.WGLine && (s.key == "mtu" || s.key == "table" || s.key == "saveconfig" || ownKeys[s.key] != ""):
 			id = "interface " + s.key
 		case !l.WGLine: // a hook: its comment is its own
 			id, comment = fmt.Sprintf("interface %s %d", s.key, hooks[s.key]), ""
