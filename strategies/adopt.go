@@ -10,14 +10,14 @@ import (
 // interface that has no record, as actions that are done already, so that their
 // undo steps take it down. A rule of table main is only listed when it stands
 // right before this tunnel's own, where `up` put it: the others are other tunnels'.
-func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []plan.Action {
+func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string, p Place) []plan.Action {
 	const why = "made by wg-quick"
 	name := f.Device.Name
 	done := func(do plan.Step, undo ...plan.Step) plan.Action {
 		return plan.Action{Do: do, Undo: undo, Why: why}
 	}
 	var actions []plan.Action
-	if len(cfg.DNS) > 0 {
+	if len(cfg.DNS) > 0 && p.Target == "" {
 		actions = append(actions, done(plan.DNS{Link: name, Prefix: resolvconfPrefix},
 			plan.DNS{Link: name, Prefix: resolvconfPrefix, Delete: true}))
 	}
@@ -31,10 +31,10 @@ func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []pla
 	}
 	// The interface comes last: as long as it is there, a list that was only half
 	// recorded can be made anew.
-	return append(actions,
+	return in(p.Target, append(actions,
 		done(plan.Nft{Link: name, IPv6: true, IPTables: !f.NFTables}, plan.Nft{Link: name, IPv6: true, IPTables: !f.NFTables, Delete: true}),
 		done(plan.Nft{Link: name, IPTables: !f.NFTables}, plan.Nft{Link: name, IPTables: !f.NFTables, Delete: true}),
-		done(plan.Link{Name: name}, plan.Link{Name: name, Index: f.Device.Index, Delete: true}))
+		done(plan.Link{Name: name}, plan.Link{Name: name, Index: f.Device.Index, Delete: true})))
 }
 
 // hasDefault says whether a peer is allowed a /0.

@@ -21,24 +21,26 @@ const SrcValidMark = "net.ipv4.conf.all.src_valid_mark"
 // everything but the tunnel's own marked packets looks up after the specific
 // routes of table main. The same is done, prefix by prefix, for any route that
 // would swallow an endpoint; every other route goes to table main.
-func Auto(cfg *confparse.Config, f *facts.Facts) ([]plan.Action, error) {
+func Auto(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
 	var plain, defaults []netip.Prefix
 	all := allowed(f)
 	loops := make(map[netip.Prefix]bool)
-	swallow := swallowed(cfg, f)
+	var swallow []netip.Prefix
+	if !p.Elsewhere() {
+		swallow = swallowed(cfg, f)
+	}
 	for _, p := range swallow {
 		loops[p] = true
 	}
-	covered := onDevice(f)
 	for _, p := range all {
 		switch {
 		case p.Bits() == 0:
 			defaults = append(defaults, p)
-		case !loops[p] && !covered.by(p):
+		case !loops[p]:
 			plain = append(plain, p)
 		}
 	}
-	actions := routeBatch(plan.Route{Link: f.Device.Name}, plain, "AllowedIPs")
+	actions := routeBatch(plan.Route{Link: f.Device.Name}, uncovered(f, plain), "AllowedIPs")
 	if len(defaults)+len(swallow) == 0 {
 		return actions, nil
 	}

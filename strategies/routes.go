@@ -12,21 +12,27 @@ import (
 )
 
 // Strategy plans how traffic gets into a tunnel that is up.
-type Strategy func(*confparse.Config, *facts.Facts) ([]plan.Action, error)
+type Strategy func(*confparse.Config, *facts.Facts, Place) ([]plan.Action, error)
 
-// Routes plans the routes of all allowed IPs by the config's Table.
-func Routes(cfg *confparse.Config, f *facts.Facts) ([]plan.Action, error) {
+// Routes plans the routes of all allowed IPs by the config's Table. In a foreign
+// namespace without the UDP socket a /0 needs no strategy: it is a route like any.
+func Routes(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
+	route := plan.Route{Link: f.Device.Name}
 	switch {
 	case cfg.Table == "off":
 		return nil, nil
+	case automatic(cfg) && p.plain():
+		return in(p.Target, routeBatch(route, uncovered(f, allowed(f)), "AllowedIPs")), nil
 	case automatic(cfg):
-		return Auto(cfg, f)
+		actions, err := Auto(cfg, f, p)
+		return in(p.Target, actions), err
 	}
 	table, ok := confparse.TableID(cfg.Table, f.TableNames)
 	if !ok {
 		return nil, fmt.Errorf("table `%s' is neither a number nor a name in rt_tables", cfg.Table)
 	}
-	return routeBatch(plan.Route{Link: f.Device.Name, Table: table, TableText: cfg.Table}, allowed(f), "Table of the config"), nil
+	route.Table, route.TableText = table, cfg.Table
+	return in(p.Target, routeBatch(route, allowed(f), "Table of the config")), nil
 }
 
 // automatic says whether the default strategy routes: Table is unset or `auto`.
@@ -89,6 +95,18 @@ func onDevice(f *facts.Facts) coverage {
 		}
 	}
 	return c
+}
+
+// uncovered leaves out what the tunnel's routes of table main cover already.
+func uncovered(f *facts.Facts, list []netip.Prefix) []netip.Prefix {
+	covered := onDevice(f)
+	out := make([]netip.Prefix, 0, len(list))
+	for _, p := range list {
+		if !covered.by(p) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // by says whether p or a shorter prefix around it is in the set, as

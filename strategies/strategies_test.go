@@ -168,7 +168,7 @@ func TestAuto(t *testing.T) {
 			if test.facts != nil {
 				test.facts(f)
 			}
-			actions, err := Routes(cfg, f)
+			actions, err := Routes(cfg, f, Place{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -197,12 +197,12 @@ func TestAuto(t *testing.T) {
 func TestTableOfNoNumberAndNoNameIsAnError(t *testing.T) {
 	cfg := config(t)
 	cfg.Table = "nonsense"
-	if _, err := Routes(cfg, tunnel("", "10.0.0.0/8")); err == nil || !strings.Contains(err.Error(), "nonsense") {
+	if _, err := Routes(cfg, tunnel("", "10.0.0.0/8"), Place{}); err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("got %v", err)
 	}
 	f := tunnel("", "10.0.0.0/8")
 	f.TableNames = map[string]uint32{"nonsense": 7}
-	actions, err := Routes(cfg, f)
+	actions, err := Routes(cfg, f, Place{})
 	if err != nil || actions[0].Do.(plan.Route).Table != 7 {
 		t.Errorf("got %v, %v", actions, err)
 	}
@@ -213,7 +213,7 @@ func TestTableOfNoNumberAndNoNameIsAnError(t *testing.T) {
 func TestAddressSubnetWithTheEndpointInside(t *testing.T) {
 	cfg := config(t, "198.51.100.7/24", "10.0.0.1/32")
 	f := tunnel("198.51.100.1:1", "10.0.0.0/8")
-	got := commands(Address(cfg, f, ""))
+	got := commands(Address(cfg, f, Place{}))
 	want := []string{
 		"ip -4 address add 198.51.100.7/24 dev wg0 noprefixroute",
 		"ip -4 address add 10.0.0.1/32 dev wg0",
@@ -222,7 +222,7 @@ func TestAddressSubnetWithTheEndpointInside(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	actions, err := Routes(cfg, f)
+	actions, err := Routes(cfg, f, Place{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +265,7 @@ func TestAdoptTakesOnlyItsOwnRules(t *testing.T) {
 		{Priority: 32766, Table: plan.TableMain, SuppressPrefixLen: -1},
 	}
 	var priorities []uint32
-	for _, a := range Adopt(config(t), f, "") {
+	for _, a := range Adopt(config(t), f, "", Place{}) {
 		for _, u := range a.Undo {
 			if r, ok := u.(plan.Rule); ok {
 				priorities = append(priorities, r.Priority)
@@ -281,7 +281,7 @@ func TestAdoptTakesOnlyItsOwnRules(t *testing.T) {
 func TestSharedSysctlGoesHomeWithTheLast(t *testing.T) {
 	f := tunnel("198.51.100.1:1", "0.0.0.0/0")
 	f.SrcValidMark, f.SrcValidMarkHome = 1, "0"
-	actions, err := Routes(config(t), f)
+	actions, err := Routes(config(t), f, Place{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,6 +296,46 @@ func TestSharedSysctlGoesHomeWithTheLast(t *testing.T) {
 	t.Error("the sysctl is not recorded")
 }
 
+// Born elsewhere, a /0 is a route like any, and no endpoint can be swallowed.
+func TestBornElsewhere(t *testing.T) {
+	f := tunnel("198.51.100.1:1", "0.0.0.0/0", "::/0", "128.0.0.0/1")
+	p := Place{Target: plan.Named("container"), Birth: "", Foreign: true}
+	actions, err := Routes(config(t), f, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"ip -4 route add 128.0.0.0/1 dev wg0", "ip -6 route add ::/0 dev wg0", "ip -4 route add 0.0.0.0/0 dev wg0",
+	}
+	if got := commands(actions); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	p.Make = []string{"container"}
+	var got []string
+	for _, a := range append(Create("wg0", p), actions...) {
+		got = append(got, plan.Trace(a.NS, a.Do)...)
+	}
+	want = []string{
+		"ip netns add container", "ip -n container link set lo up",
+		"ip link add dev wg0 netns container type wireguard",
+		"ip -n container -4 route add 128.0.0.0/1 dev wg0",
+		"ip -n container -6 route add ::/0 dev wg0", "ip -n container -4 route add 0.0.0.0/0 dev wg0",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	// Born where it lives, it needs the strategy, wherever that is.
+	p.Birth = p.Target
+	if actions, err = Routes(config(t), f, p); err != nil || !slices.Contains(commands(actions), "wg set wg0 fwmark 51820") {
+		t.Errorf("got %q, %v", commands(actions), err)
+	}
+	for _, a := range actions {
+		if a.NS != p.Target {
+			t.Errorf("%v acts in %q", a.Do.Commands(), a.NS)
+		}
+	}
+}
+
 func BenchmarkRoutes(b *testing.B) {
 	allow := make([]string, 0, 100_000)
 	for i := range 100_000 {
@@ -303,7 +343,7 @@ func BenchmarkRoutes(b *testing.B) {
 	}
 	f := tunnel("198.51.100.1:1", allow...)
 	for b.Loop() {
-		if _, err := Routes(&confparse.Config{}, f); err != nil {
+		if _, err := Routes(&confparse.Config{}, f, Place{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -17,40 +17,79 @@ const Overhead = 80
 // fallbackMTU is the path's MTU where neither an endpoint nor a default route tells one.
 const fallbackMTU = 1500
 
-// Create plans the interface itself.
-func Create(name string) []plan.Action {
-	return []plan.Action{{
-		Do:   plan.Link{Name: name},
-		Undo: []plan.Step{plan.Link{Name: name, Delete: true}},
+// Place says in which namespaces a tunnel is: where its interface lives, where
+// its UDP socket is born, where its hooks run, and which of them must be made.
+type Place struct {
+	Target, Birth, Hooks plan.NS
+	Make                 []string // names under /run/netns, in order
+	Foreign              bool     // Target is not the caller's own namespace
+}
+
+// Elsewhere says whether the UDP socket is in another namespace than the
+// interface, so that no route by the tunnel can catch its encrypted packets.
+func (p Place) Elsewhere() bool { return p.Target != p.Birth }
+
+// Create plans the missing namespaces and the interface itself.
+func Create(name string, p Place) []plan.Action {
+	var actions []plan.Action
+	for _, made := range p.Make {
+		actions = append(actions, plan.Action{
+			Do:   plan.Netns{Name: made},
+			Undo: []plan.Step{plan.Netns{Name: made, Delete: true}},
+			Why:  "a namespace that the config names and that is not there",
+		})
+	}
+	link := plan.Link{Name: name}
+	if p.Elsewhere() {
+		link.Birth = &p.Birth
+	}
+	return append(actions, plan.Action{
+		NS:   p.Target,
+		Do:   link,
+		Undo: []plan.Step{plan.Link{Name: name, Delete: true, Birth: link.Birth}}, // where a kill may have left it
 		Why:  "the tunnel's interface",
-	}}
+	})
+}
+
+// plain says whether a /0 is a default route like any. In the caller's own
+// namespace it is not, wherever the socket is: there is a default route already.
+func (p Place) plain() bool { return p.Elsewhere() && p.Foreign }
+
+// in puts actions into a namespace.
+func in(ns plan.NS, actions []plan.Action) []plan.Action {
+	for i := range actions {
+		actions[i].NS = ns
+	}
+	return actions
 }
 
 // Configure plans wg's part of the config. The device's endpoints must be resolved.
-func Configure(name string, d *confparse.Device) []plan.Action {
+func Configure(name string, d *confparse.Device, p Place) []plan.Action {
 	return []plan.Action{{
+		NS:  p.Target,
 		Do:  plan.WG{Link: name, Device: d},
 		Why: "keys, port and peers, added to what a PreUp may have set",
 	}}
 }
 
 // Hooks plans the commands of one phase, `%i` replaced as wg-quick does.
-func Hooks(hooks []plan.Hook) []plan.Action {
+func Hooks(hooks []plan.Hook, p Place) []plan.Action {
 	actions := make([]plan.Action, len(hooks))
 	for i, h := range hooks {
-		actions[i] = plan.Action{Do: h, Why: h.Phase + " of the config"}
+		actions[i] = plan.Action{NS: p.Hooks, Do: h, Why: h.Phase + " of the config"}
 	}
 	return actions
 }
 
-// Address plans addresses, MTU and the link going up, and DNS.
-// resolvconfPrefix is resolvconf's prefix for the interface's record.
-func Address(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []plan.Action {
+// Address plans addresses, and MTU and the link going up.
+func Address(cfg *confparse.Config, f *facts.Facts, p Place) []plan.Action {
 	var actions []plan.Action
 	name := f.Device.Name
 	swallowing := make(map[netip.Prefix]bool)
-	for _, p := range swallowed(cfg, f) {
-		swallowing[p] = true
+	if !p.Elsewhere() {
+		for _, s := range swallowed(cfg, f) {
+			swallowing[s] = true
+		}
 	}
 	for _, a := range cfg.Addresses {
 		step := plan.Addr{
@@ -68,19 +107,31 @@ func Address(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string) []p
 		}
 		actions = append(actions, plan.Action{Do: step, Why: "Address of the config"})
 	}
-	actions = append(actions, plan.Action{
+	return in(p.Target, append(actions, plan.Action{
 		Do:  plan.LinkUp{Name: name, MTU: MTU(cfg, f)},
 		Why: "the link goes up with its MTU",
-	})
-	if len(cfg.DNS) > 0 {
-		dns := plan.DNS{Link: name, Prefix: resolvconfPrefix, Servers: cfg.DNS, Search: cfg.DNSSearch}
-		actions = append(actions, plan.Action{
-			Do:   dns,
-			Undo: []plan.Step{plan.DNS{Link: name, Prefix: resolvconfPrefix, Delete: true}},
-			Why:  "DNS of the config",
-		})
+	}))
+}
+
+// DNS plans the config's name servers by a step that is told them: resolvconf's
+// record, or the resolv.conf of a namespace.
+func DNS(cfg *confparse.Config, step plan.Step) []plan.Action {
+	if len(cfg.DNS) == 0 {
+		return nil
 	}
-	return actions
+	a := plan.Action{Why: "DNS of the config"}
+	switch s := step.(type) {
+	case plan.DNS:
+		s.Servers, s.Search = cfg.DNS, cfg.DNSSearch
+		a.Do, a.Undo = s, []plan.Step{plan.DNS{Link: s.Link, Prefix: s.Prefix, Delete: true}}
+	case plan.Resolv:
+		s.Servers, s.Search = cfg.DNS, cfg.DNSSearch
+		undo := s
+		undo.Delete = true
+		s.Old, s.MadeDirs = nil, nil
+		a.Do, a.Undo = s, []plan.Step{undo}
+	}
+	return []plan.Action{a}
 }
 
 // MTU is the link's MTU in bytes: the config's, else the smallest path MTU to an

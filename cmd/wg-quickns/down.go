@@ -6,6 +6,7 @@ import (
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/dns"
+	"wg-quickns/internal/facts"
 	"wg-quickns/internal/journal"
 	"wg-quickns/internal/plan"
 	"wg-quickns/strategies"
@@ -24,7 +25,7 @@ func (a app) down(ctx context.Context, arg string) error {
 	if insideHook(t.name) {
 		return fmt.Errorf("down was called by a hook of `%s' itself", t.name)
 	}
-	s, err := a.begin(ctx, t)
+	s, err := a.beginOwn(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -33,9 +34,12 @@ func (a app) down(ctx context.Context, arg string) error {
 	if configErr != nil && s.log.State() != journal.Empty {
 		s.say("%v; its record of `up' is used instead", configErr)
 	}
-	link, found, err := s.kernel.Link("", s.name)
-	if err != nil {
-		return err
+	var link facts.Link
+	found := false
+	if !s.gone(s.place.Target) {
+		if link, found, err = s.kernel.Link(s.place.Target, s.name); err != nil {
+			return err
+		}
 	}
 	if found && s.log.State() != journal.Empty && !s.recorded(link.Index) {
 		s.say("the record of `%s' is not of this interface; undoing what is left of it", s.name)
@@ -47,9 +51,11 @@ func (a app) down(ctx context.Context, arg string) error {
 		if configErr != nil {
 			return configErr
 		}
-		is, err := s.isWireGuard()
-		if err != nil {
-			return err
+		is := false
+		if found {
+			if is, err = s.isWireGuard(); err != nil {
+				return err
+			}
 		}
 		if !is {
 			return s.notWireGuard()
@@ -95,7 +101,7 @@ func (s *session) recorded(index int) bool {
 
 // adopt writes a journal for an interface that has none, of what wg-quick makes.
 func (s *session) adopt(ctx context.Context) error {
-	f, err := s.kernel.Gather(ctx, "", s.name, false, nil)
+	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, false, nil)
 	if err != nil {
 		return err
 	}
@@ -104,7 +110,7 @@ func (s *session) adopt(ctx context.Context) error {
 		return err
 	}
 	var prefix string
-	if len(s.cfg.DNS) > 0 {
+	if len(s.cfg.DNS) > 0 && s.local(s.place.Target) == "" {
 		if prefix, err = dns.Prefix(); err != nil {
 			return err
 		}
@@ -112,7 +118,7 @@ func (s *session) adopt(ctx context.Context) error {
 	if err := s.log.Begin(head); err != nil {
 		return err
 	}
-	for _, action := range strategies.Adopt(s.cfg, f, prefix) {
+	for _, action := range strategies.Adopt(s.cfg, f, prefix, s.place.Place) {
 		id, err := s.log.Intend(action)
 		if err != nil {
 			return err

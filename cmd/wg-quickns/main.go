@@ -16,11 +16,14 @@ import (
 	"syscall"
 
 	"wg-quickns/hooks"
+	"wg-quickns/internal/dns"
 	"wg-quickns/internal/userspace"
 )
 
 // usage is all the help there is; wg-quick's own part comes first, unchanged in meaning.
 const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFACE ]
+       %[1]s exec [ --birth | --namespace NS ] [ --user USER ] INTERFACE -- COMMAND
+       %[1]s shell [ --birth | --namespace NS ] [ --user USER ] INTERFACE
 
   CONFIG_FILE is a file whose name is the interface's name followed by ` + "`.conf'" + `.
   INTERFACE alone stands for /etc/wireguard/INTERFACE.conf. The file is what
@@ -35,11 +38,21 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   - PreUp, PostUp, PreDown, PostDown: commands for bash(1) at these moments;
     ` + "`%%i'" + ` becomes INTERFACE; may be given several times.
   - SaveConfig: with ` + "`true'" + `, down writes the device's state back to the file.
+  - Namespace: the network namespace that the device lives in: a name as of
+    ip-netns(8), made when missing; init, pid:N, an absolute path, docker:NAME,
+    podman:NAME, unit:NAME or machine:NAME.
+  - BirthNamespace: likewise where it is created, and its UDP socket stays.
+  - HookNamespace: where the commands run: interface (the default), birth, caller.
+  - ManageNamespace: with ` + "`false'" + `, no namespace is made or deleted.
+  The last four may also stand in a comment: # wg-quickns: Namespace = NAME
 
   up     creates the device, configures it and routes traffic into it
   down   undoes exactly what up did, also when the file or the device is gone
   save   writes the device's state to the file
   strip  prints the file without the keys above, for wg(8)
+  exec   runs a command in the device's namespace, or in that of its socket when
+         the device is in the caller's, as the user who called
+  shell  likewise the user's shell
 
 See wg-quickns(8) and wg-quickns.conf(5) for more, and for examples.
 `
@@ -70,6 +83,10 @@ func (a app) run() int {
 		return 0
 	case len(args) == 2 && args[0] == userspace.Command:
 		return a.status(userspace.Serve(args[1]))
+	case len(args) == 1 && args[0] == dns.Command:
+		return a.status(dns.Serve(os.Stdin, os.Stdout))
+	case len(args) > 1 && (args[0] == "exec" || args[0] == "shell"):
+		return a.status(a.exec(context.Background(), args[1:], args[0] == "shell"))
 	case len(args) == 2 && commands[args[0]] != nil:
 		debug.SetGCPercent(gcPercent)
 		ctx, stop := notify(context.Background())
@@ -94,8 +111,9 @@ func notify(parent context.Context) (context.Context, func()) {
 	return ctx, func() { cancel(nil) }
 }
 
-// becomeRoot runs the same command line through sudo, unless this is root already.
-func (a app) becomeRoot() error {
+// becomeRoot runs the same command line through sudo, with options of sudo(8),
+// unless this is root already.
+func (a app) becomeRoot(options ...string) error {
 	if os.Getuid() == 0 {
 		return nil
 	}
@@ -111,7 +129,8 @@ func (a app) becomeRoot() error {
 		return fmt.Errorf("must be run as root, and sudo was not found: %w", err)
 	}
 	prompt := a.program + " must be run as root. Please enter the password for %u to continue: "
-	argv := append([]string{"sudo", "-p", prompt, "--", self}, a.args[1:]...)
+	argv := append([]string{"sudo", "-p", prompt}, options...)
+	argv = append(append(argv, "--", self), a.args[1:]...)
 	return fmt.Errorf("run sudo: %w", syscall.Exec(sudo, argv, os.Environ()))
 }
 

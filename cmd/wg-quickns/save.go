@@ -20,7 +20,7 @@ func (a app) saveCommand(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	s, err := a.begin(ctx, t)
+	s, err := a.beginOwn(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -49,12 +49,12 @@ func (s *session) save(ctx context.Context) error {
 // running reads the interface's state for the file.
 func (s *session) running(ctx context.Context) (confparse.Running, error) {
 	var r confparse.Running
-	link, _, err := s.kernel.Link("", s.name)
+	link, _, err := s.kernel.Link(s.place.Target, s.name)
 	if err != nil {
 		return r, err
 	}
 	r.MTU = link.MTU
-	if r.Addresses, err = s.kernel.Addresses("", s.name); err != nil {
+	if r.Addresses, err = s.kernel.Addresses(s.place.Target, s.name); err != nil {
 		return r, err
 	}
 	prefix, err := dns.Prefix()
@@ -64,7 +64,7 @@ func (s *session) running(ctx context.Context) (confparse.Running, error) {
 	if r.DNS, r.Search, err = dns.List(ctx, prefix+s.name); err != nil && !errors.Is(err, dns.ErrNoRecord) {
 		return r, err
 	}
-	d, err := s.kernel.ReadDevice(ctx, "", s.name)
+	d, err := s.kernel.ReadDevice(ctx, s.place.Target, s.name)
 	if err != nil {
 		return r, err
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"wg-quickns/confparse"
 	"wg-quickns/hooks"
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/engine"
@@ -34,6 +35,7 @@ const (
 type session struct {
 	app
 	target
+	place  place
 	here   string // identity of the namespace the command was started in
 	state  string // the journal's name
 	lock   *journal.Lock
@@ -45,38 +47,54 @@ type session struct {
 }
 
 // doers sends each step to the room that can do it.
-type doers struct{ kernel, dns, hooks engine.Doer }
+type doers struct {
+	kernel, dns, hooks engine.Doer
+	local              func(plan.NS) plan.NS
+	tunnels            func(plan.NS) ([]string, error) // the others that are in a namespace
+}
 
 func (d doers) pick(s plan.Step) engine.Doer {
 	switch s.Kind() {
 	case plan.KindHook:
 		return d.hooks
-	case plan.KindDNS:
+	case plan.KindDNS, plan.KindResolv:
 		return d.dns
 	}
 	return d.kernel
 }
 
 func (d doers) Exists(ctx context.Context, ns plan.NS, s plan.Step) (bool, error) {
-	return d.pick(s).Exists(ctx, ns, s)
+	return d.pick(s).Exists(ctx, d.local(ns), s)
 }
 
 func (d doers) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
-	return d.pick(s).Do(ctx, ns, s)
+	if made, ok := s.(plan.Netns); ok && made.Delete {
+		names, err := d.tunnels(plan.Named(made.Name))
+		if err == nil && len(names) > 0 {
+			err = fmt.Errorf("network namespace %s is left: there is still %s in it", made.Name, strings.Join(names, ", "))
+		}
+		if err != nil {
+			return plan.Outcome{}, &plan.StepError{Step: s, Err: err}
+		}
+	}
+	return d.pick(s).Do(ctx, d.local(ns), s)
 }
 
-// begin takes the interface's lock, reads its journal and forgets one that is of another time.
-func (a app) begin(ctx context.Context, t target) (_ *session, err error) {
+// begin takes the lock of an interface's journal, reads it and forgets one that is
+// of another time. p is where the config puts the tunnel; nil: where the journal has it.
+func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err error) {
 	s := &session{app: a, target: t}
-	id, err := netns.Identify("")
+	here, err := netns.Identify("")
 	if err != nil {
 		return nil, err
 	}
-	// The cookie alone would do, but for kernels before 5.14.
-	s.here = fmt.Sprintf("%d:%d", id.Inode, id.Cookie)
-	s.state = t.name
-	if !id.Init {
-		s.state += "@" + strconv.FormatUint(id.Inode, 10)
+	s.here = here.String()
+	own, path := stateName(t.name, confparse.Namespace{}, here), ""
+	if t.cfg != nil {
+		own, path = stateName(t.name, t.cfg.Namespace, here), t.path
+	}
+	if s.state, err = findState(own, t.name, path, s.here); err != nil {
+		return nil, err
 	}
 	if s.kernel, err = kernel.New(kernel.Options{Userspace: startUserspace}); err != nil {
 		return nil, err
@@ -90,7 +108,7 @@ func (a app) begin(ctx context.Context, t target) (_ *session, err error) {
 	if t.cfg != nil {
 		hook.WGConfig = strings.TrimSuffix(string(t.cfg.Strip()), "\n")
 	}
-	s.doer = inject(doers{s.kernel, dns.Doer{}, hook})
+	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, s.local, s.tunnels})
 	// A hook's own `save` runs under the lock of the command that runs the hook.
 	if !insideHook(t.name) {
 		if s.lock, err = stateRoot.Lock(ctx, s.state); err != nil {
@@ -102,8 +120,42 @@ func (a app) begin(ctx context.Context, t target) (_ *session, err error) {
 	}
 	s.engine = &engine.Engine{
 		Doer: s.doer, Journal: s.log, Root: stateRoot, Trace: trace, Others: s.others, After: s.postDown,
+		Gone: s.gone,
 	}
-	return s, s.forgetStale(ctx)
+	if err := s.forgetStale(ctx); err != nil {
+		return nil, err
+	}
+	if _, ok := s.log.Header(); ok {
+		s.place = recordedPlace(s.log)
+	} else if p != nil {
+		s.place = *p
+	}
+	return s, nil
+}
+
+// beginOwn is begin for the commands that act on what is there.
+func (a app) beginOwn(ctx context.Context, t target) (*session, error) {
+	var p place
+	var lost error
+	if t.cfg != nil {
+		p, lost = findPlace(ctx, t.path, t.cfg)
+	}
+	s, err := a.begin(ctx, t, &p)
+	if err == nil && lost != nil && s.log.State() == journal.Empty {
+		s.end()
+		return nil, lost
+	}
+	return s, err
+}
+
+// local is a namespace as the rooms take it: "" for the caller's own, by whatever name.
+func (s *session) local(ns plan.NS) plan.NS { return localNS(ns, s.here) }
+
+func localNS(ns plan.NS, here string) plan.NS {
+	if id, err := netns.Identify(string(ns)); ns != "" && err == nil && id.String() == here {
+		return ""
+	}
+	return ns
 }
 
 // end gives everything back; what it cannot close ends with the process.
@@ -115,12 +167,16 @@ func (s *session) end() {
 }
 
 // startUserspace serves the interface where the kernel has no WireGuard.
-func startUserspace(ctx context.Context, _ plan.NS, name string) (string, error) {
+func startUserspace(ctx context.Context, ns plan.NS, name string) (program string, err error) {
 	fmt.Fprintln(os.Stderr, "[!] Missing WireGuard kernel module. Falling back to slow userspace implementation.")
-	return userspace.Start(ctx, name, userspace.Options{
-		Program: os.Getenv("WG_QUICK_USERSPACE_IMPLEMENTATION"),
-		Log:     func(line string) { fmt.Fprintln(os.Stderr, line) },
+	err = netns.Do(string(ns), func() error {
+		program, err = userspace.Start(ctx, name, userspace.Options{
+			Program: os.Getenv("WG_QUICK_USERSPACE_IMPLEMENTATION"),
+			Log:     func(line string) { fmt.Fprintln(os.Stderr, line) },
+		})
+		return err
 	})
+	return program, err
 }
 
 // forgetStale drops a journal of another boot or of a namespace that is no more:
@@ -134,7 +190,7 @@ func (s *session) forgetStale(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.Boot == boot && h.Netns == s.here {
+	if h.Boot == boot && (h.Target != "" || h.Netns == s.here) {
 		return nil
 	}
 	for _, e := range s.log.Pending() {
@@ -149,12 +205,35 @@ func (s *session) forgetStale(ctx context.Context) error {
 	return s.log.Remove()
 }
 
+// tunnels lists the interfaces of other journals that a namespace is the home or the birthplace of.
+func (s *session) tunnels(ns plan.NS) ([]string, error) {
+	names, err := stateRoot.Names()
+	if err != nil {
+		return nil, err
+	}
+	var in []string
+	for _, name := range names {
+		if name == s.state {
+			continue
+		}
+		log, err := stateRoot.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		if h, _ := log.Header(); plan.NS(h.Target) == ns || plan.NS(h.Birth) == ns {
+			in = append(in, h.Interface)
+		}
+	}
+	return in, nil
+}
+
 // others lists the undo steps pending in the journals of this namespace's other tunnels.
 func (s *session) others() ([]plan.Step, error) {
 	names, err := stateRoot.Names()
 	if err != nil {
 		return nil, err
 	}
+	mine, _ := s.log.Header()
 	var steps []plan.Step
 	for _, name := range names {
 		if name == s.state {
@@ -164,7 +243,7 @@ func (s *session) others() ([]plan.Step, error) {
 		if err != nil {
 			return nil, err
 		}
-		if h, ok := log.Header(); !ok || h.Netns != s.here {
+		if h, ok := log.Header(); !ok || targetID(h) != targetID(mine) {
 			continue
 		}
 		for _, e := range log.Pending() {
@@ -181,11 +260,16 @@ func (s *session) header() (journal.Begin, error) {
 		return journal.Begin{}, err
 	}
 	vars, arrays := s.shellVariables()
+	spaces := make(map[string]string, len(s.place.spaces))
+	for ns, id := range s.place.spaces {
+		spaces[string(ns)] = id
+	}
 	return journal.Begin{
 		Version: version, Boot: boot, Netns: s.here,
 		Interface: s.name, ConfigFile: s.path, Strategy: "auto",
 		PreDown: s.cfg.PreDown, PostDown: s.cfg.PostDown,
 		Vars: vars, Arrays: arrays, SaveConfig: s.cfg.SaveConfig,
+		Target: string(s.place.Target), Birth: string(s.place.Birth), Hooks: string(s.place.Hooks), Spaces: spaces,
 	}, nil
 }
 
@@ -214,7 +298,8 @@ func (s *session) shellVariables() (map[string]string, map[string][]string) {
 func (s *session) hookSteps(phase string, commands []string, vars map[string]string, arrays map[string][]string) []plan.Hook {
 	env := map[string]string{
 		envInterface: s.name, envPhase: phase, envPID: strconv.Itoa(os.Getpid()),
-		"WG_QUICKNS_NAMESPACE": "", "WG_QUICKNS_BIRTH_NAMESPACE": "", "WG_QUICKNS_STRATEGY": "auto",
+		"WG_QUICKNS_NAMESPACE": display(s.place.Target), "WG_QUICKNS_BIRTH_NAMESPACE": display(s.place.Birth),
+		"WG_QUICKNS_STRATEGY": "auto",
 	}
 	steps := make([]plan.Hook, len(commands))
 	for i, c := range commands {
@@ -223,6 +308,13 @@ func (s *session) hookSteps(phase string, commands []string, vars map[string]str
 		}
 	}
 	return steps
+}
+
+// display is a namespace as a hook is told it: its name where it has one, else
+// its path; "" is the caller's.
+func display(ns plan.NS) string {
+	name, _ := ns.Name()
+	return name
 }
 
 // downHooks are the hooks of a phase of `down`: the file's where it parses, else the record's.
@@ -243,14 +335,21 @@ func (s *session) downHooks(phase string) []plan.Hook {
 func (s *session) run(ctx context.Context, steps []plan.Hook) error {
 	for _, h := range steps {
 		trace([]string{h.Command})
-		if _, err := s.doer.Do(ctx, "", h); err != nil {
+		if _, err := s.doer.Do(ctx, s.place.Hooks, h); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *session) postDown(ctx context.Context) error { return s.run(ctx, s.downHooks("PostDown")) }
+func (s *session) postDown(ctx context.Context) error {
+	steps := s.downHooks("PostDown")
+	if len(steps) > 0 && s.gone(s.place.Hooks) {
+		s.say("PostDown does not run: its namespace is gone")
+		return nil
+	}
+	return s.run(ctx, steps)
+}
 
 // insideHook says whether a hook of this interface called, so that waiting for
 // the lock would never end. What a hook left running has its environment too, but
@@ -293,7 +392,7 @@ func bootID() (string, error) {
 
 // isWireGuard says whether an interface is one of WireGuard's, the kernel's or a program's.
 func (s *session) isWireGuard() (bool, error) {
-	names, err := s.kernel.WireGuards("")
+	names, err := s.kernel.WireGuards(s.place.Target)
 	if err != nil {
 		return false, err
 	}

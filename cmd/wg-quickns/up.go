@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 
 	"wg-quickns/confparse"
@@ -42,14 +43,25 @@ func (a app) up(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	s, err := a.begin(ctx, t)
+	p, err := findPlace(ctx, t.path, t.cfg)
+	if err != nil {
+		return err
+	}
+	s, err := a.begin(ctx, t, &p)
 	if err != nil {
 		return err
 	}
 	defer s.end()
-	if err := s.clear(ctx); err != nil {
+	cleared, err := s.clear(ctx)
+	if err != nil {
 		return err
 	}
+	if cleared { // a namespace may have gone with what was left
+		if p, err = findPlace(ctx, t.path, t.cfg); err != nil {
+			return err
+		}
+	}
+	s.place = p
 	head, err := s.header()
 	if err != nil {
 		return err
@@ -60,36 +72,47 @@ func (a app) up(ctx context.Context, arg string) error {
 	return s.engine.Up(ctx, s.stages(head, retries)...)
 }
 
-// clear finishes what an earlier run left, and refuses where the interface is there.
-func (s *session) clear(ctx context.Context) error {
-	_, found, err := s.kernel.Link("", s.name)
+// clear finishes what an earlier run left, and says whether it did; it refuses
+// where the interface is there.
+func (s *session) clear(ctx context.Context) (cleared bool, err error) {
+	found, err := s.present()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if state := s.log.State(); state != journal.Empty && !(found && state == journal.Complete) {
 		s.say("cleaning up what an earlier run left of `%s'", s.name)
 		if err := s.engine.Recover(ctx); err != nil {
-			return err
+			return false, err
 		}
-		if _, found, err = s.kernel.Link("", s.name); err != nil {
-			return err
+		cleared = true
+		if found, err = s.present(); err != nil {
+			return false, err
 		}
 	}
 	if found {
-		return message(fmt.Sprintf("`%s' already exists", s.name))
+		return false, message(fmt.Sprintf("`%s' already exists", s.name))
 	}
-	return nil
+	return cleared, nil
+}
+
+// present says whether the interface is in its place.
+func (s *session) present() (bool, error) {
+	if s.gone(s.place.Target) {
+		return false, nil
+	}
+	_, found, err := s.kernel.Link(s.place.Target, s.name)
+	return found, err
 }
 
 // stages is up, in wg-quick's order. Facts are gathered anew where a hook or the
 // kernel may have changed them.
 func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 	hooks := func(phase string, commands []string) []plan.Action {
-		return strategies.Hooks(s.hookSteps(phase, commands, head.Vars, head.Arrays))
+		return strategies.Hooks(s.hookSteps(phase, commands, head.Vars, head.Arrays), s.place.Place)
 	}
 	return []engine.Stage{
 		{Name: "device", Plan: func(context.Context) ([]plan.Action, error) {
-			return append(strategies.Create(s.name), hooks("PreUp", s.cfg.PreUp)...), nil
+			return append(strategies.Create(s.name, s.place.Place), hooks("PreUp", s.cfg.PreUp)...), nil
 		}},
 		{Name: "configuration", Plan: func(ctx context.Context) ([]plan.Action, error) {
 			for _, w := range s.cfg.Warnings {
@@ -98,20 +121,19 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			if err := s.resolve(ctx, retries); err != nil {
 				return nil, err
 			}
-			return strategies.Configure(s.name, &s.cfg.Device), nil
+			return strategies.Configure(s.name, &s.cfg.Device, s.place.Place), nil
 		}},
 		{Name: "addresses", Plan: func(ctx context.Context) ([]plan.Action, error) {
 			f, err := s.gather(ctx, s.cfg.MTU == 0)
 			if err != nil {
 				return nil, err
 			}
-			var prefix string
-			if len(s.cfg.DNS) > 0 {
-				if prefix, err = dns.Prefix(); err != nil {
-					return nil, err
-				}
+			actions := strategies.Address(s.cfg, f, s.place.Place)
+			if len(s.cfg.DNS) == 0 {
+				return actions, nil
 			}
-			return strategies.Address(s.cfg, f, prefix), nil
+			resolv, err := s.resolvStep()
+			return append(actions, strategies.DNS(s.cfg, resolv)...), err
 		}},
 		{Name: "routes", Global: true, Plan: func(ctx context.Context) ([]plan.Action, error) {
 			if s.cfg.Table == "off" {
@@ -121,7 +143,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			if err != nil {
 				return nil, err
 			}
-			return strategies.Routes(s.cfg, f)
+			return strategies.Routes(s.cfg, f, s.place.Place)
 		}},
 		{Name: "PostUp", Plan: func(context.Context) ([]plan.Action, error) {
 			return hooks("PostUp", s.cfg.PostUp), nil
@@ -135,7 +157,7 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 	if err := s.cfg.ResolveServices(port); err != nil {
 		return err
 	}
-	return dns.Resolve(ctx, &s.cfg.Device, dns.Options{Retries: retries, Log: func(line string) {
+	return dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &s.cfg.Device, dns.Options{Retries: retries, Log: func(line string) {
 		fmt.Fprintln(os.Stderr, line)
 	}})
 }
@@ -143,11 +165,24 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 // gather reads the facts, and what other tunnels' journals will put back. Nothing
 // configures the device after the first time.
 func (s *session) gather(ctx context.Context, pathMTU bool) (*facts.Facts, error) {
-	f, err := s.kernel.Gather(ctx, "", s.name, pathMTU, s.device)
+	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, pathMTU && !s.place.Elsewhere(), s.device)
 	if err != nil {
 		return nil, err
 	}
 	s.device = &f.Device
+	if pathMTU && s.place.Elsewhere() {
+		// The encrypted packets' way begins where the socket is.
+		var endpoints []netip.Addr
+		for _, p := range f.Device.Peers {
+			if p.Endpoint.IsValid() {
+				endpoints = append(endpoints, p.Endpoint.Addr())
+			}
+		}
+		f.DefaultMTU = 0
+		if f.PathMTU, err = s.kernel.PathMTU(ctx, s.place.Birth, endpoints); err != nil {
+			return nil, err
+		}
+	}
 	steps, err := s.others()
 	if err != nil {
 		return nil, err

@@ -1,5 +1,5 @@
-// Package dns gives a tunnel's name servers to the system by resolvconf(8), and
-// resolves the names of endpoints.
+// Package dns gives a tunnel's name servers to the system by resolvconf(8), or to
+// a namespace by its resolv.conf(5), and resolves the names of endpoints.
 package dns
 
 import (
@@ -50,42 +50,43 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error   { return e.Err }
 func (e *Error) ExitStatus() int { return e.Status }
 
-// Doer does plan.DNS steps by resolvconf(8).
+// Doer does plan.DNS steps by resolvconf(8) and plan.Resolv steps in their files.
 type Doer struct{}
 
 // Exists says whether there may be a record: asking resolvconf costs a process,
-// and not each one can tell. Without a resolvconf none was made.
-func (Doer) Exists(context.Context, plan.NS, plan.Step) (bool, error) {
+// and not each one can tell. Without a resolvconf none was made. Of a
+// resolv.conf it says whether there is anything to take back.
+func (Doer) Exists(_ context.Context, _ plan.NS, s plan.Step) (bool, error) {
+	if r, ok := s.(plan.Resolv); ok {
+		return existsResolv(r)
+	}
 	_, err := proc.Look(program)
 	return err == nil, nil
 }
 
-// Do adds or deletes the record of one interface. resolvconf inherits stdout and
-// stderr; when ctx ends its process group is ended.
+// Do adds or deletes the record of one interface, or writes a resolv.conf or puts
+// back what was there unless somebody else wrote since. resolvconf inherits
+// stdout and stderr; when ctx ends its process group is ended.
 func (Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
+	if r, ok := s.(plan.Resolv); ok {
+		if ctx.Err() != nil {
+			return plan.Outcome{}, context.Cause(ctx)
+		}
+		return plan.Outcome{}, doResolv(r)
+	}
 	d, ok := s.(plan.DNS)
 	if !ok {
 		return plan.Outcome{}, fmt.Errorf("dns cannot do a step of kind %s", s.Kind())
 	}
-	if ns != "" {
-		return plan.Outcome{}, fmt.Errorf("%s: cannot run in namespace %s yet", d.Commands()[0], ns)
-	}
 	if d.Delete {
-		return plan.Outcome{}, run(ctx, "", os.Stdout, os.Stderr, "-d", d.Prefix+d.Link, "-f")
+		return plan.Outcome{}, run(ctx, ns, "", os.Stdout, os.Stderr, "-d", d.Prefix+d.Link, "-f")
 	}
-	var in strings.Builder
-	for _, server := range d.Servers {
-		fmt.Fprintf(&in, "nameserver %s\n", server)
-	}
-	if len(d.Search) > 0 {
-		fmt.Fprintf(&in, "search %s\n", strings.Join(d.Search, " "))
-	}
-	return plan.Outcome{}, run(ctx, in.String(), os.Stdout, os.Stderr, "-a", d.Prefix+d.Link, "-m", "0", "-x")
+	return plan.Outcome{}, run(ctx, ns, resolvText(d.Servers, d.Search), os.Stdout, os.Stderr, "-a", d.Prefix+d.Link, "-m", "0", "-x")
 }
 
-// run runs resolvconf with input on its stdin. That is a file and not a pipe, so
+// run runs resolvconf in a namespace with input on its stdin. That is a file and not a pipe, so
 // that neither side waits for the other.
-func run(ctx context.Context, input string, stdout, stderr *os.File, args ...string) error {
+func run(ctx context.Context, ns plan.NS, input string, stdout, stderr *os.File, args ...string) error {
 	fail := &Error{Command: program + " " + strings.Join(args, " ")}
 	path, err := proc.Look(program)
 	if err != nil {
@@ -108,7 +109,7 @@ func run(ctx context.Context, input string, stdout, stderr *os.File, args ...str
 	if err != nil {
 		return fmt.Errorf("write the input of %s: %w", program, err)
 	}
-	status, err := proc.Run(ctx, &exec.Cmd{
+	status, err := proc.RunIn(ctx, string(ns), &exec.Cmd{
 		Path: path, Args: append([]string{program}, args...), Env: env,
 		Stdin: stdin, Stdout: stdout, Stderr: stderr,
 	})
@@ -186,7 +187,7 @@ func List(ctx context.Context, record string) (servers, search []string, err err
 	}
 	defer out.Close()
 	fail := (*Error)(nil)
-	switch err := run(ctx, "", out, nil, "-l", record); {
+	switch err := run(ctx, "", "", out, nil, "-l", record); {
 	case err == nil:
 		if _, err := out.Seek(0, io.SeekStart); err != nil {
 			return nil, nil, fmt.Errorf("read the output of %s -l: %w", program, err)

@@ -22,7 +22,7 @@ type Doer interface {
 	// that value. For a step with Delete set it says whether what that would
 	// delete is there, with the identity the step names (ifindex, priority, handle).
 	// It is asked only about steps with an undo, or undo steps. Before a step, it is
-	// never asked of what sets rather than makes: WG, FwMark, LinkUp, DNS, Hook;
+	// never asked of what sets rather than makes: WG, FwMark, LinkUp, DNS, Resolv, Hook;
 	// after one that failed it is, DNS too.
 	Exists(context.Context, plan.NS, plan.Step) (bool, error)
 	// Do does a step, whole or not at all where the kernel allows it. Deleting
@@ -48,8 +48,11 @@ type Engine struct {
 	// Others lists the undo steps pending in the journals of the namespace's
 	// other tunnels. It is called under the global lock. Nil: there are none.
 	Others func() ([]plan.Step, error)
-	// After runs when a begun `down` has undone everything, before the journal
-	// goes, so that a killed `down` runs it once more: PostDown. Its error is
+	// Gone says that a namespace is no more, and with it all that was in it.
+	// Nil: none is.
+	Gone func(plan.NS) bool
+	// After runs when a begun `down` has undone everything but namespaces, before
+	// the journal goes, so that a killed `down` runs it once more: PostDown. Its error is
 	// passed on and undoes nothing. Nil: nothing runs.
 	After func(context.Context) error
 
@@ -138,13 +141,13 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 	}
 	// Without an undo nothing that was there before can be lost, and the kernel
 	// itself says EEXIST.
-	if shared || makes(a.Do) && len(a.Undo) > 0 {
+	if shared || makes(a.Do) && a.Do.Kind() != plan.KindResolv && len(a.Undo) > 0 {
 		there, err := e.Doer.Exists(ctx, a.NS, a.Do)
 		if err != nil {
 			return nil, stepError(a.Do, err)
 		}
 		if there && !shared {
-			commands := a.Do.Commands()
+			commands := plan.Trace(a.NS, a.Do)
 			e.trace(commands[:min(1, len(commands))]) // as ip(8) would have tried
 			return nil, &plan.StepError{Step: a.Do, Err: unix.EEXIST}
 		}
@@ -258,6 +261,9 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 	var errs []error
 	var left []string
 	for _, u := range list {
+		if u.step.Kind() == plan.KindNetns && len(left) == 0 {
+			errs = append(errs, e.after(ctx)) // while there is a namespace to run it in
+		}
 		if ctx.Err() == nil {
 			carried, err := e.undoStep(ctx, lock, u)
 			if err != nil {
@@ -267,18 +273,23 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 				continue
 			}
 		}
-		left = append(left, first(u.step))
+		left = append(left, first(u.NS, u.step))
 	}
 	if len(left) == 0 {
-		if e.After != nil && e.Journal.DownBegun() {
-			errs = append(errs, e.After(ctx))
-		}
-		return errors.Join(append(errs, e.Journal.Remove())...)
+		return errors.Join(append(errs, e.after(ctx), e.Journal.Remove())...)
 	}
 	if ctx.Err() != nil {
 		errs = append(errs, context.Cause(ctx))
 	}
 	return errors.Join(append(errs, fmt.Errorf("%w: %s", ErrLeft, strings.Join(left, "; ")))...)
+}
+
+// after runs After once in a begun `down`.
+func (e *Engine) after(ctx context.Context) error {
+	if e.After == nil || !e.Journal.DownBegun() || e.Journal.AfterRan() {
+		return nil
+	}
+	return errors.Join(e.After(ctx), e.Journal.After())
 }
 
 // undoStep carries out one undo step, if there is something to undo; then it counts as carried out too.
@@ -288,6 +299,9 @@ func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
 		defer cancel()
+	}
+	if e.Gone != nil && lives(u.step) && e.Gone(u.NS) {
+		return true, e.Journal.Undone(u.ID, u.n)
 	}
 	there := true
 	if s, ok := u.step.(plan.Sysctl); ok {
@@ -345,7 +359,7 @@ func (e *Engine) do(ctx context.Context, ns plan.NS, s plan.Step, trace bool) (p
 		out, err := e.Doer.Do(ctx, ns, s)
 		return out, stepError(s, err)
 	}
-	commands := s.Commands()
+	commands := plan.Trace(ns, s)
 	if len(commands) == 1 {
 		e.trace(commands)
 	}
@@ -374,6 +388,15 @@ func stepError(s plan.Step, err error) error {
 	return &plan.StepError{Step: s, Err: err}
 }
 
+// lives says whether what a step made is in its namespace, and went with it.
+func lives(s plan.Step) bool {
+	switch s.Kind() {
+	case plan.KindNetns, plan.KindResolv, plan.KindDNS:
+		return false
+	}
+	return true
+}
+
 // makes says whether a step makes or deletes a thing that can be looked for.
 func makes(s plan.Step) bool {
 	switch s.Kind() {
@@ -384,8 +407,8 @@ func makes(s plan.Step) bool {
 }
 
 // first is a step in one line.
-func first(s plan.Step) string {
-	c := s.Commands()
+func first(ns plan.NS, s plan.Step) string {
+	c := plan.Trace(ns, s)
 	switch len(c) {
 	case 0:
 		return s.Kind()

@@ -33,6 +33,13 @@ type Begin struct {
 	Vars       map[string]string   `json:"vars,omitempty"`
 	Arrays     map[string][]string `json:"arrays,omitempty"`
 	SaveConfig bool                `json:"saveConfig,omitempty"`
+
+	// Where the tunnel is, as paths (plan.NS), and the identity of each namespace
+	// that was there before; of one that was made its Netns step tells.
+	Target string            `json:"target,omitempty"`
+	Birth  string            `json:"birth,omitempty"`
+	Hooks  string            `json:"hooks,omitempty"`
+	Spaces map[string]string `json:"spaces,omitempty"`
 }
 
 // State is how far a tunnel came.
@@ -74,6 +81,7 @@ type Journal struct {
 	entries []*entry // entry i has the ID i+1
 	up      bool
 	down    bool
+	after   bool
 }
 
 type entry struct {
@@ -105,6 +113,7 @@ const (
 	opFailed = "failed"
 	opUp     = "up"
 	opDown   = "down"
+	opAfter  = "after"
 	opUndone = "undone"
 )
 
@@ -217,7 +226,7 @@ func (j *Journal) admit(r *record) error {
 		if r.ID < 1 || r.ID > len(j.entries) || r.N < 0 || r.N > 1<<20 {
 			return fmt.Errorf("record %q of an unknown step %d", r.Op, r.ID)
 		}
-	case opUp, opDown:
+	case opUp, opDown, opAfter:
 	default:
 		return fmt.Errorf("unknown record %q: a newer version wrote it", r.Op)
 	}
@@ -245,6 +254,8 @@ func (j *Journal) apply(r *record, do plan.Step, undo []plan.Step) {
 		j.up = true
 	case opDown:
 		j.down = true
+	case opAfter:
+		j.after = true
 	case opUndone:
 		if e := j.entries[r.ID-1]; r.N < len(e.undone) {
 			e.undone[r.N] = true
@@ -345,6 +356,12 @@ func (j *Journal) Up() error { return j.add(&record{Op: opUp}, nil, nil) }
 // Down records that the undoing has begun: an `up` that finds this finishes it
 // first. On an error it is remembered here, but not in the file.
 func (j *Journal) Down() error { return j.add(&record{Op: opDown}, nil, nil) }
+
+// After records that what `down` runs when its tunnel is gone has run.
+func (j *Journal) After() error { return j.add(&record{Op: opAfter}, nil, nil) }
+
+// AfterRan says that After was recorded.
+func (j *Journal) AfterRan() bool { return j.after }
 
 // Undone records that an entry's undo step n was carried out. On an error it is
 // remembered here, but not in the file: a later `down` may do it again.

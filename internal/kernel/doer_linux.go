@@ -49,14 +49,19 @@ func New(opt Options) (*Doer, error) {
 func (d *Doer) Close() error {
 	var errs []error
 	for _, sp := range d.spaces {
-		errs = append(errs, sp.rt.close(), sp.ns.Close())
-		sp.list.Close()
-		if sp.wg != nil {
-			errs = append(errs, sp.wg.socket.close())
-		}
+		errs = append(errs, sp.close())
 	}
 	clear(d.spaces)
 	return errors.Join(errs...)
+}
+
+func (sp *space) close() error {
+	err := errors.Join(sp.rt.close(), sp.ns.Close())
+	sp.list.Close()
+	if sp.wg != nil {
+		err = errors.Join(err, sp.wg.socket.close())
+	}
+	return err
 }
 
 func (d *Doer) space(ns plan.NS) (*space, error) {
@@ -99,18 +104,16 @@ func (sp *space) inside(fn func() error) error {
 // sysctl equal in everything, an nft table of that name. For a deleting step it
 // says whether there is what that would delete.
 func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, error) {
+	if s, ok := step.(plan.Netns); ok {
+		return hasNetns(ctx, s)
+	}
 	sp, err := d.space(ns)
 	if err != nil {
 		return false, err
 	}
 	switch s := step.(type) {
 	case plan.Link:
-		if s.Delete {
-			_, ours, err := sp.tunnel(ctx, s)
-			return ours, err
-		}
-		_, found, err := sp.linkByName(s.Name)
-		return found, err
+		return d.hasLink(ctx, sp, s)
 	case plan.LinkUp:
 		l, found, err := sp.linkByName(s.Name)
 		return found && l.Up && l.MTU == s.MTU, err
@@ -148,6 +151,10 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 	if err := ctx.Err(); err != nil {
 		return out, 0, err
 	}
+	if s, ok := step.(plan.Netns); ok {
+		out, err = d.netns(ctx, s)
+		return out, 0, err
+	}
 	sp, err := d.space(ns)
 	if err != nil {
 		return out, 0, err
@@ -155,7 +162,7 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 	switch s := step.(type) {
 	case plan.Link:
 		if s.Delete {
-			return out, 0, sp.deleteLink(ctx, s)
+			return out, 0, d.deleteLink(ctx, sp, s)
 		}
 		out, err = d.addLink(ctx, ns, sp, s)
 		return out, 0, err

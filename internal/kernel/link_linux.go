@@ -157,8 +157,8 @@ func (d *Doer) Addresses(ns plan.NS, name string) ([]netip.Prefix, error) {
 	return sp.addrs(l)
 }
 
-// WireGuards names the WireGuard interfaces as `wg show interfaces` does: the
-// kernel's of the namespace, and those with a UAPI socket that somebody serves.
+// WireGuards names the WireGuard interfaces as `wg show interfaces` does, but
+// without those that programs serve in other namespaces.
 func (d *Doer) WireGuards(ns plan.NS) ([]string, error) {
 	sp, err := d.space(ns)
 	if err != nil {
@@ -170,6 +170,7 @@ func (d *Doer) WireGuards(ns plan.NS) ([]string, error) {
 	}
 	var names []string
 	for _, l := range links {
+		// wg(8) has the kernel's first.
 		if l.Type == "wireguard" {
 			names = append(names, l.Name)
 		}
@@ -180,7 +181,8 @@ func (d *Doer) WireGuards(ns plan.NS) ([]string, error) {
 	}
 	for _, f := range socks {
 		name, ok := strings.CutSuffix(f.Name(), ".sock")
-		if ok && f.Type() == fs.ModeSocket && served(name) && !slices.Contains(names, name) {
+		here := slices.ContainsFunc(links, func(l facts.Link) bool { return l.Name == name && l.Type == "tun" })
+		if ok && here && f.Type()&(fs.ModeSocket|fs.ModeSymlink) != 0 && served(name) {
 			names = append(names, name)
 		}
 	}
@@ -212,19 +214,14 @@ func until(ctx context.Context, long time.Duration, ok func() (bool, error)) (bo
 }
 
 func (d *Doer) addLink(ctx context.Context, ns plan.NS, sp *space, s plan.Link) (plan.Outcome, error) {
+	birthNS, birth, err := d.birthplace(ns, sp, s)
+	if err != nil {
+		return plan.Outcome{}, err
+	}
 	undo := plan.Link{Name: s.Name, Delete: true}
-	err := sp.one(ctx, false, func(m *message) (typ, flags uint16) { return m.putLinkAdd(s.Name) })
+	err = sp.newLink(ctx, birth, s.Name)
 	if errors.Is(err, unix.EOPNOTSUPP) && d.opt.Userspace != nil {
-		undo.Userspace, err = d.opt.Userspace(ctx, ns, s.Name)
-		if err == nil {
-			ok, werr := until(ctx, startWait, func() (bool, error) {
-				_, there, err := sp.linkByName(s.Name)
-				return there && served(s.Name), err
-			})
-			if err = werr; err == nil && !ok {
-				err = fmt.Errorf("%s did not make the interface in %v: %w", undo.Userspace, startWait, unix.ETIMEDOUT)
-			}
-		}
+		undo.Userspace, err = d.serve(ctx, birthNS, birth, sp, s)
 	}
 	if err != nil {
 		return plan.Outcome{}, err
@@ -255,7 +252,12 @@ func (sp *space) tunnel(ctx context.Context, s plan.Link) (l facts.Link, ours bo
 	return l, ours, err
 }
 
-func (sp *space) deleteLink(ctx context.Context, s plan.Link) error {
+func (d *Doer) deleteLink(ctx context.Context, sp *space, s plan.Link) error {
+	if s.Index == 0 { // it is not known how far it came
+		if err := d.deleteHalf(ctx, sp, s); err != nil {
+			return err
+		}
+	}
 	l, ours, err := sp.tunnel(ctx, s)
 	if err != nil {
 		return err
@@ -268,7 +270,19 @@ func (sp *space) deleteLink(ctx context.Context, s plan.Link) error {
 	} else if l.Index != 0 || s.Userspace == "" {
 		return nil
 	}
-	return removeSocket(ctx, s.Name)
+	return removeSockets(ctx, s.Name)
+}
+
+// removeSockets is removeSocket for a name and its temporary names.
+func removeSockets(ctx context.Context, name string) error {
+	temps := tempNames(name)
+	var errs []error
+	for _, n := range append(temps[:], name) {
+		if _, err := os.Lstat(uapiPath(n)); err == nil {
+			errs = append(errs, removeSocket(ctx, n))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeSocket waits for a program whose interface is gone to end, so that a new

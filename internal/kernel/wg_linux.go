@@ -37,12 +37,18 @@ func (sp *space) wgctrl(fn func(c *wgctrl.Client) error) error {
 	return unix.ENODEV // wgctrl has only "file does not exist"
 }
 
-// kernelDevice finds the kernel's device of that name; w is nil when the name is
-// not one of those.
+// kernelDevice finds the kernel's device of that name; w is nil when it is one
+// that a program may serve. Any other is ENODEV: a socket of that name would be of
+// another namespace's.
 func (sp *space) kernelDevice(ctx context.Context, name string) (w *wireguard, index int, err error) {
 	l, found, err := sp.linkByName(name)
-	if err != nil || !found || l.Type != "wireguard" {
+	switch {
+	case err != nil:
 		return nil, 0, err
+	case found && l.Type == "tun":
+		return nil, 0, nil
+	case !found || l.Type != "wireguard":
+		return nil, 0, unix.ENODEV
 	}
 	w, err = sp.kernelWG(ctx)
 	return w, l.Index, err
@@ -77,7 +83,7 @@ func (sp *space) device(ctx context.Context, name string) (dev *confparse.Device
 		dev, err = w.get(index, sp.zoneName)
 	default:
 		err = sp.wgctrl(func(c *wgctrl.Client) error {
-			d, err := c.Device(name)
+			d, err := c.Device(servedName(name))
 			if err == nil {
 				dev = fromUserspace(d)
 			}
@@ -116,7 +122,7 @@ func (sp *space) configure(ctx context.Context, name string, dev *confparse.Devi
 	if w != nil {
 		err = w.set(ctx, index, dev, requests(dev.Peers), sp.zoneIndex)
 	} else {
-		err = sp.wgctrl(func(c *wgctrl.Client) error { return c.ConfigureDevice(name, toUserspace(dev)) })
+		err = sp.wgctrl(func(c *wgctrl.Client) error { return c.ConfigureDevice(servedName(name), toUserspace(dev)) })
 	}
 	if err != nil {
 		return err
@@ -132,7 +138,7 @@ func (sp *space) configure(ctx context.Context, name string, dev *confparse.Devi
 		err = sp.wgctrl(func(c *wgctrl.Client) error {
 			set := toUserspace(&confparse.Device{Peers: []confparse.Peer{*temp}})
 			gone := wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: set.Peers[0].PublicKey, Remove: true}}}
-			return errors.Join(c.ConfigureDevice(name, set), c.ConfigureDevice(name, gone))
+			return errors.Join(c.ConfigureDevice(servedName(name), set), c.ConfigureDevice(servedName(name), gone))
 		})
 	}
 	if err != nil {

@@ -4,10 +4,11 @@ package plan
 // ranks are undone newest first. The order is wg-quick's: its `down` takes off
 // rules (IPv4's before IPv6's, each family's own table before table main's),
 // device, DNS and firewall; its rollback of a failed `up` takes off DNS and
-// firewall first. Sysctls come last, when nothing needs them any more.
+// firewall first. Sysctls come late, when nothing needs them any more, and
+// namespaces last, when nothing of the tunnel is in them.
 func UndoRank(s Step, rollback bool) int {
 	switch s := s.(type) {
-	case DNS:
+	case DNS, Resolv:
 		if rollback {
 			return 0
 		}
@@ -31,5 +32,5 @@ func UndoRank(s Step, rollback bool) int {
 	case Sysctl:
 		return 9
 	}
-	return 10
+	return 10 // Netns
 }

@@ -124,6 +124,10 @@ func decode(e encoded) (Step, error) {
 		return into[DNS](e.Step)
 	case KindHook:
 		return into[Hook](e.Step)
+	case KindNetns:
+		return into[Netns](e.Step)
+	case KindResolv:
+		return into[Resolv](e.Step)
 	}
 	return nil, fmt.Errorf("unknown kind")
 }

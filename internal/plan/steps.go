@@ -21,6 +21,8 @@ const (
 	KindSysctl = "sysctl"
 	KindDNS    = "dns"
 	KindHook   = "hook"
+	KindNetns  = "netns"
+	KindResolv = "resolv"
 )
 
 // Link creates the tunnel's interface, or deletes it.
@@ -31,6 +33,9 @@ type Link struct {
 	Index int `json:"index,omitempty"`
 	// Userspace is the program that serves the interface, "" for the kernel.
 	Userspace string `json:"userspace,omitempty"`
+	// Birth is the namespace that the interface is created in, and its UDP socket
+	// stays in, on its way to the step's own; nil: the step's own.
+	Birth *NS `json:"birth,omitempty"`
 }
 
 func (Link) Kind() string { return KindLink }
@@ -293,4 +298,48 @@ func (p *Prefix) UnmarshalText(b []byte) error {
 		p.Text = s
 	}
 	return nil
+}
+
+// Netns creates the named namespace /run/netns/NAME with its lo up, or deletes it.
+type Netns struct {
+	Name   string `json:"name"`
+	Delete bool   `json:"delete,omitempty"`
+	// ID is the identity of the namespace to delete, "" when it is not known.
+	ID string `json:"id,omitempty"`
+}
+
+func (Netns) Kind() string { return KindNetns }
+
+func (s Netns) Commands() []string {
+	if s.Delete {
+		return []string{"ip netns delete " + s.Name}
+	}
+	return []string{"ip netns add " + s.Name, "ip -n " + s.Name + " link set lo up"}
+}
+
+// Resolv writes a resolv.conf(5) of a namespace, or puts back what was there.
+type Resolv struct {
+	Path    string   `json:"path"` // /etc/netns/NAME/resolv.conf
+	Servers []string `json:"servers,omitempty"`
+	Search  []string `json:"search,omitempty"`
+	Delete  bool     `json:"delete,omitempty"`
+	// Old is what Delete puts back; nil: there was no file.
+	Old *string `json:"old,omitempty"`
+	// MadeDirs are the folders that were made for it, innermost first.
+	MadeDirs []string `json:"madeDirs,omitempty"`
+	// InPlace writes into the file instead of renaming one over it: a container's
+	// is a mount point.
+	InPlace bool `json:"inPlace,omitempty"`
+}
+
+func (Resolv) Kind() string { return KindResolv }
+
+func (s Resolv) Commands() []string {
+	switch {
+	case !s.Delete:
+		return []string{"write " + s.Path}
+	case s.Old != nil:
+		return []string{"restore " + s.Path}
+	}
+	return []string{"rm " + s.Path}
 }

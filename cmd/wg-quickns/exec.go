@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"wg-quickns/confparse"
+	"wg-quickns/hooks"
+	"wg-quickns/internal/netns"
+	"wg-quickns/internal/plan"
+)
+
+const execUsage = "usage: exec [--birth | --namespace NS] [--user USER] INTERFACE -- COMMAND [ARGUMENT...]"
+
+// execRequest is what exec and shell are asked for.
+type execRequest struct {
+	birth     bool
+	namespace string
+	user      string
+	arg       string // the interface or its config
+	argv      []string
+}
+
+// parseExec reads the arguments behind `exec`, or behind `shell` where there is no command.
+func parseExec(args []string, shell bool) (r execRequest, err error) {
+	value := func(option string) (string, error) {
+		if len(args) < 2 {
+			return "", fmt.Errorf("%s needs a value; %s", option, execUsage)
+		}
+		v := args[1]
+		args = args[1:]
+		return v, nil
+	}
+	for ; len(args) > 0; args = args[1:] {
+		option, inline, hasInline := strings.Cut(args[0], "=")
+		switch {
+		case option == "--birth" && !hasInline:
+			r.birth = true
+			continue
+		case option == "--namespace", option == "--user":
+			v := inline
+			if !hasInline {
+				if v, err = value(option); err != nil {
+					return r, err
+				}
+			}
+			if option == "--user" {
+				r.user = v
+			} else {
+				r.namespace = v
+			}
+			continue
+		case args[0] == "--" && r.arg != "" && !shell:
+			r.argv = args[1:]
+			args = args[:1]
+			continue
+		case r.arg == "" && !strings.HasPrefix(args[0], "-"):
+			r.arg = args[0]
+			continue
+		}
+		return r, fmt.Errorf("`%s' is not understood; %s", args[0], execUsage)
+	}
+	switch {
+	case r.arg == "" && r.namespace == "":
+		return r, fmt.Errorf("no interface; %s", execUsage)
+	case r.birth && r.namespace != "":
+		return r, errors.New("--birth and --namespace exclude each other")
+	case len(r.argv) == 0 && !shell:
+		return r, fmt.Errorf("no command behind `--'; %s", execUsage)
+	}
+	return r, nil
+}
+
+// exec replaces this program by a command in a tunnel's namespace, as the user who called.
+func (a app) exec(ctx context.Context, args []string, shell bool) error {
+	r, err := parseExec(args, shell)
+	if err != nil {
+		return err
+	}
+	if err := a.becomeRoot("-E"); err != nil {
+		return err
+	}
+	ns, err := a.execNamespace(ctx, r)
+	if err != nil {
+		return err
+	}
+	user, err := hooks.CallingUser(os.Environ())
+	if r.user != "" {
+		user, err = hooks.LookupUser(r.user)
+	}
+	if err != nil {
+		return err
+	}
+	if shell {
+		r.argv = []string{"/bin/sh"}
+		if sh := os.Getenv("SHELL"); sh != "" {
+			r.argv[0] = sh
+		}
+	}
+	return hooks.Exec(string(ns), hooks.ExecOptions{User: &user, Argv: r.argv})
+}
+
+// execNamespace is the namespace asked for: by default the interface's own if it
+// is not the caller's, else the one its socket was born in.
+func (a app) execNamespace(ctx context.Context, r execRequest) (plan.NS, error) {
+	here, err := netns.Identify("")
+	if err != nil {
+		return "", err
+	}
+	local := func(ns plan.NS) plan.NS { return localNS(ns, here.String()) }
+	if r.namespace != "" {
+		n, err := confparse.ParseNamespace(r.namespace)
+		if err != nil {
+			return "", err
+		}
+		p := place{spaces: make(map[plan.NS]string)}
+		// A namespace that is missing is not made only to run something in it.
+		ns, _, err := p.find(ctx, "--namespace", &confparse.Config{ForeignNamespaces: true}, n)
+		return local(ns), err
+	}
+	p, err := a.whereIs(ctx, r.arg, here)
+	if err != nil {
+		return "", err
+	}
+	if target := local(p.Target); target != "" && !r.birth {
+		return target, nil
+	}
+	return local(p.Birth), nil
+}
+
+// whereIs finds the place of an interface: the record's, else the config's.
+func (a app) whereIs(ctx context.Context, arg string, here netns.ID) (place, error) {
+	t, configErr := a.parseOwn(arg)
+	if t.name == "" {
+		return place{}, configErr
+	}
+	own, path := stateName(t.name, confparse.Namespace{}, here), ""
+	if t.cfg != nil {
+		own, path = stateName(t.name, t.cfg.Namespace, here), t.path
+	}
+	name, err := findState(own, t.name, path, here.String())
+	if err != nil {
+		return place{}, err
+	}
+	log, err := stateRoot.Open(name)
+	if err != nil {
+		return place{}, err
+	}
+	if _, ok := log.Header(); ok {
+		return recordedPlace(log), nil
+	}
+	if configErr != nil {
+		return place{}, configErr
+	}
+	p, err := findPlace(ctx, t.path, t.cfg)
+	if err == nil && len(p.Make) > 0 {
+		err = fmt.Errorf("`%s' is not up: its namespace is not there", t.name)
+	}
+	return p, err
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"strconv"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/dns"
+	"wg-quickns/internal/journal"
+	"wg-quickns/internal/netns"
+	"wg-quickns/internal/plan"
+	"wg-quickns/strategies"
+)
+
+// initNS opens PID 1's namespace.
+const initNS plan.NS = "/proc/1/ns/net"
+
+// place is where a tunnel is, and how that can be recognised later.
+type place struct {
+	strategies.Place
+	// spaces is the identity of each namespace that is there already.
+	spaces map[plan.NS]string
+	// pid is a process of the target where the config names it by one, else 0.
+	pid int
+}
+
+// findPlace resolves the config's namespaces; it changes nothing.
+func findPlace(ctx context.Context, path string, cfg *confparse.Config) (place, error) {
+	p := place{spaces: make(map[plan.NS]string)}
+	var err error
+	if p.Target, p.pid, err = p.find(ctx, path, cfg, cfg.Namespace); err != nil {
+		return p, err
+	}
+	if p.Birth, _, err = p.find(ctx, path, cfg, cfg.BirthNamespace); err != nil {
+		return p, err
+	}
+	here, err := netns.Identify("")
+	if err != nil {
+		return p, err
+	}
+	p.spaces[""] = here.String()
+	if p.spaces[p.Birth] == p.spaces[p.Target] && !p.missing() {
+		p.Birth = p.Target // one namespace by two names
+	}
+	p.Foreign = p.spaces[p.Target] != here.String()
+	switch cfg.HookNamespace {
+	case confparse.HookBirth:
+		p.Hooks = p.Birth
+	case confparse.HookCaller:
+	default:
+		p.Hooks = p.Target
+	}
+	return p, nil
+}
+
+var kinds = map[confparse.NamespaceKind]netns.Kind{
+	confparse.NSName: netns.Name, confparse.NSInit: netns.Init, confparse.NSPID: netns.PID,
+	confparse.NSNumber: netns.Number, confparse.NSPath: netns.Path, confparse.NSDocker: netns.Docker,
+	confparse.NSPodman: netns.Podman, confparse.NSUnit: netns.Unit, confparse.NSMachine: netns.Machine,
+}
+
+// find resolves one namespace. One that is missing is to be made, if the config allows.
+func (p *place) find(ctx context.Context, path string, cfg *confparse.Config, n confparse.Namespace) (plan.NS, int, error) {
+	if n.Kind == confparse.NSCaller {
+		return "", 0, nil
+	}
+	fail := func(err error) (plan.NS, int, error) {
+		return "", 0, fmt.Errorf("%s:%d: namespace `%s': %w", path, n.Line, n, err)
+	}
+	found, err := netns.Find(ctx, kinds[n.Kind], n.Value)
+	if err != nil {
+		return fail(err)
+	}
+	ns := plan.NS(found.Path)
+	if found.Missing {
+		if cfg.ForeignNamespaces {
+			return fail(errors.New("it does not exist, and ManageNamespace=false"))
+		}
+		for _, name := range p.Make {
+			if name == n.Value {
+				return ns, 0, nil
+			}
+		}
+		p.Make = append(p.Make, n.Value)
+		return ns, 0, nil
+	}
+	id, err := netns.Identify(found.Path)
+	if err != nil {
+		return fail(err)
+	}
+	p.spaces[ns] = id.String()
+	return ns, found.PID, nil
+}
+
+// missing says whether the target is yet to be made.
+func (p place) missing() bool { return p.spaces[p.Target] == "" }
+
+// stateName names the journal of an interface: one that the config puts into a
+// namespace goes by that, any other by the caller's.
+func stateName(iface string, n confparse.Namespace, here netns.ID) string {
+	switch {
+	case n.Kind == confparse.NSInit, n.Kind == confparse.NSCaller && here.Init:
+		return iface
+	case n.Kind == confparse.NSCaller:
+		return iface + "@" + strconv.FormatUint(here.Inode, 10)
+	}
+	return iface + "@" + url.PathEscape(n.String())
+}
+
+// findState finds the journal of an interface: own, the one it goes by, else, as
+// the config may have changed or be gone since, the only one there is of that
+// interface and config. An empty path is any config.
+func findState(own, iface, path, here string) (string, error) {
+	names, err := stateRoot.Names()
+	if err != nil {
+		return "", err
+	}
+	var matches []string
+	for _, name := range names {
+		if name == own {
+			return own, nil
+		}
+		log, err := stateRoot.Open(name)
+		if err != nil {
+			return "", err
+		}
+		h, _ := log.Header()
+		if h.Interface == iface && (path == "" || h.ConfigFile == path) && (h.Target != "" || h.Netns == here) {
+			matches = append(matches, name)
+		}
+	}
+	switch len(matches) {
+	case 0:
+		return own, nil
+	case 1:
+		return matches[0], nil
+	}
+	return "", fmt.Errorf("`%s' is up in several namespaces (%q), and no config says which is meant", iface, matches)
+}
+
+// recordedPlace is the place that a journal speaks of.
+func recordedPlace(log *journal.Journal) place {
+	h, _ := log.Header()
+	p := place{spaces: make(map[plan.NS]string)}
+	p.Target, p.Birth, p.Hooks = plan.NS(h.Target), plan.NS(h.Birth), plan.NS(h.Hooks)
+	for ns, id := range h.Spaces {
+		p.spaces[plan.NS(ns)] = id
+	}
+	for _, e := range log.Pending() {
+		for _, undo := range e.Undo {
+			if made, ok := undo.(plan.Netns); ok {
+				p.spaces[plan.Named(made.Name)] = made.ID
+			}
+		}
+	}
+	return p
+}
+
+// targetID identifies the namespace of a journal's interface as well as it can.
+func targetID(h journal.Begin) string {
+	if id := h.Spaces[h.Target]; id != "" {
+		return id
+	}
+	return h.Target // one that was made, by name
+}
+
+// gone says that a namespace of the journal is no more, or is another one by now.
+func (s *session) gone(ns plan.NS) bool {
+	if ns == "" {
+		return false
+	}
+	id, err := netns.Identify(string(ns))
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	was := s.place.spaces[ns]
+	return err == nil && was != "" && was != id.String()
+}
+
+// resolvStep is the step that gives DNS= to the place's resolver.
+func (s *session) resolvStep() (plan.Step, error) {
+	name, named := s.place.Target.Name()
+	step := plan.Resolv{Path: "/etc/netns/" + name + "/resolv.conf"}
+	switch {
+	case s.place.Target == "" || s.place.Target == initNS:
+		prefix, err := dns.Prefix()
+		return plan.DNS{Link: s.name, Prefix: prefix}, err
+	case named:
+	case s.place.pid != 0:
+		if err := ownFiles(s.place.pid); err != nil {
+			return nil, err
+		}
+		step.Path, step.InPlace = fmt.Sprintf("/proc/%d/root/etc/resolv.conf", s.place.pid), true
+	default:
+		return nil, fmt.Errorf("%s:%d: DNS= needs a namespace that has a name or a process: %s has neither",
+			s.path, s.cfg.Namespace.Line, s.place.Target)
+	}
+	var err error
+	step.Old, step.MadeDirs, err = dns.ReadResolv(step.Path)
+	return step, err
+}
+
+// ownFiles refuses a process that sees this machine's own /etc.
+func ownFiles(pid int) error {
+	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/root/etc", pid))
+	if err != nil {
+		return fmt.Errorf("look at /etc of process %d: %w", pid, err)
+	}
+	ours, err := os.Stat("/etc")
+	if err != nil {
+		return err
+	}
+	if os.SameFile(theirs, ours) {
+		return fmt.Errorf("process %d uses this machine's own /etc/resolv.conf, which DNS= would overwrite; give it a file of its own, or leave DNS= out", pid)
+	}
+	return nil
+}

@@ -1,0 +1,508 @@
+// Package namespaces tests tunnels that are born in one network namespace and
+// live in another, on whatever WireGuard this kernel has.
+package namespaces
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"wg-quickns/test/bed"
+	"wg-quickns/test/ns"
+)
+
+func TestMain(m *testing.M) { ns.Main(m) }
+
+// world is the bed with what is in named namespaces beside it.
+type world struct {
+	*testing.T
+	*bed.Bed
+}
+
+func newWorld(t *testing.T) world { return world{t, bed.New(t, "bed")} }
+
+// snapshot is the bed's state, and every namespace and its resolv.conf.
+func (w world) snapshot() string {
+	w.Helper()
+	s, err := w.Take()
+	if err != nil {
+		w.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString(s.String())
+	for _, glob := range []string{"/run/netns/*", "/etc/netns/*", "/etc/netns/*/*"} {
+		files, err := filepath.Glob(glob)
+		if err != nil {
+			w.Fatal(err)
+		}
+		for _, f := range files {
+			fmt.Fprintln(&b, f)
+			if data, err := os.ReadFile(f); err == nil && strings.HasPrefix(f, "/etc") {
+				b.Write(data)
+			}
+		}
+	}
+	return b.String()
+}
+
+// inside is what is in a namespace, without what differs from run to run.
+func (w world) inside(name string) string {
+	w.Helper()
+	return ns.Run(w, "bash", "-c", `ip -n "$0" addr; ip -n "$0" route show table all; ip -n "$0" -6 route show table all
+		ip -n "$0" rule; ip -n "$0" -6 rule; ip netns exec "$0" nft list ruleset`, name)
+}
+
+func (w world) want(code int, r bed.Result, texts ...string) {
+	w.Helper()
+	if r.Code != code {
+		w.Errorf("exit status %d, want %d:\n%s", r.Code, code, r.Output)
+	}
+	for _, text := range texts {
+		if !strings.Contains(r.Output, text) {
+			w.Errorf("does not say %q:\n%s", text, r.Output)
+		}
+	}
+}
+
+func (w world) same(before string) {
+	w.Helper()
+	if after := w.snapshot(); after != before {
+		w.Errorf("the state is not as before:\n%s\nbut\n%s", before, after)
+	}
+}
+
+// becomes is same, within the time that the kernel takes to take apart a namespace
+// that is gone, and a userspace WireGuard to see it.
+func (w world) becomes(before string) {
+	w.Helper()
+	bed.Wait(5e9, func() bool { return w.snapshot() == before })
+	w.same(before)
+}
+
+// config is a tunnel with a default route in both families; keys go into [Interface].
+func config(n int, keys string) string {
+	return fmt.Sprintf(`[Interface]
+%s
+PrivateKey = %s
+ListenPort = %d
+Address = 10.%d.0.2/24, fd00:%d::2/64
+[Peer]
+PublicKey = %s
+AllowedIPs = 0.0.0.0/0, ::/0
+Endpoint = 192.0.2.1:51820
+`, keys, bed.Key(fmt.Sprint("private", n)), 50000+n, n, n, bed.Key(fmt.Sprint("public", n)))
+}
+
+// listens says whether a UDP socket of that port is in the namespace.
+func listens(w world, n *ns.NS, port int) bool {
+	w.Helper()
+	out, err := n.Cmd("cat", "/proc/net/udp").Output()
+	if err != nil {
+		w.Fatal(err)
+	}
+	return strings.Contains(string(out), fmt.Sprintf(":%04X ", port))
+}
+
+// named is a namespace by its name, without owning it.
+func (w world) named(name string) *ns.NS { return &ns.NS{Name: name} }
+
+// sleeper is a process in a namespace, until the test ends.
+func sleeper(w world, name string) *exec.Cmd {
+	w.Helper()
+	cmd := exec.Command("ip", "netns", "exec", name, "sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	bed.Wait(10e9, func() bool {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
+		return string(comm) == "sleep\n"
+	})
+	return cmd
+}
+
+// TestPairs takes every way to say where a tunnel is born and where it lives.
+func TestPairs(t *testing.T) {
+	w := newWorld(t)
+	ns.New(t, "there")
+	ns.New(t, "crib")
+	pid := sleeper(w, "there").Process.Pid
+	births := map[string]string{"": "bed", "crib": "crib", "fresh-crib": "fresh-crib"}
+	targets := map[string]string{
+		"": "bed", "there": "there", "fresh": "fresh", fmt.Sprint("pid:", pid): "there", fmt.Sprint(pid): "there",
+		"/run/netns/there": "there", fmt.Sprintf("/proc/%d/ns/net", pid): "there",
+	}
+	before, was := w.snapshot(), w.inside("there")
+	for birth, born := range births {
+		for target, lives := range targets {
+			t.Run(born+" to "+target, func(t *testing.T) {
+				w := world{t, w.Bed}
+				keys := ""
+				if birth != "" {
+					keys = "BirthNamespace = " + birth + "\n"
+				}
+				if target != "" {
+					keys += "# wg-quickns: Namespace = " + target
+				}
+				w.Config(t, "wg0", config(1, keys))
+				w.want(0, w.Up("wg0"))
+				if out := ns.Run(t, "ip", "-n", lives, "-br", "link", "show", "dev", "wg0"); !strings.HasPrefix(out, "wg0") {
+					t.Errorf("not where it lives: %s", out)
+				}
+				if !listens(w, w.named(born), 50001) {
+					t.Error("its socket is not where it was born")
+				}
+				if born != lives && listens(w, w.named(lives), 50001) {
+					t.Error("its socket is where it lives")
+				}
+				table := "main"
+				if born == lives || lives == "bed" {
+					table = "51820"
+				}
+				for _, family := range []string{"-4", "-6"} {
+					out := ns.Run(t, "ip", "-n", lives, family, "route", "show", "default", "table", table)
+					if !strings.Contains(out, "default dev wg0") {
+						t.Errorf("%s: no default route in table %s: %s", family, table, out)
+					}
+				}
+				w.want(1, w.Up("wg0"), "`wg0' already exists")
+				w.want(0, w.Down("wg0"))
+				w.same(before)
+				if is := w.inside("there"); is != was {
+					t.Errorf("the target is not as before:\n%s\nbut\n%s", was, is)
+				}
+				w.want(1, w.Down("wg0"), "is not a WireGuard interface")
+			})
+		}
+	}
+}
+
+// TestContainer is the reference text's first example: a namespace whose only
+// way out is the tunnel. The gateway in between sees ciphertext only.
+func TestContainer(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	// The far end of the uplink is the server: its tunnel is born and lives there.
+	w.Config(t, "server", fmt.Sprintf(`[Interface]
+PrivateKey = %s
+ListenPort = 51820
+Address = 192.168.4.1/24, 203.0.113.7/32
+Namespace = bed-far
+BirthNamespace = bed-far
+[Peer]
+PublicKey = %s
+AllowedIPs = 192.168.4.33/32
+`, bed.Key("server"), public(w, "client")))
+	w.Config(t, "wg0", fmt.Sprintf(`[Interface]
+PrivateKey = %s
+Address = 192.168.4.33/32
+Namespace = container
+DNS = 192.168.4.1, example.com
+PostUp = ip -o link >"$HOOKS"; cat /etc/resolv.conf >>"$HOOKS"
+[Peer]
+PublicKey = %s
+AllowedIPs = 0.0.0.0/0
+Endpoint = 192.0.2.1:51820
+`, bed.Key("client"), public(w, "server")))
+	w.want(0, w.Up("server"))
+	w.want(0, w.Up("wg0"),
+		"[#] ip netns add container\n", "[#] ip link add dev wg0 netns container type wireguard\n",
+		"[#] ip -n container -4 route add 0.0.0.0/0 dev wg0\n")
+
+	links := ns.Run(t, "ip", "-n", "container", "-br", "link", "show", "up")
+	if !strings.Contains(links, "lo ") || !strings.Contains(links, "wg0 ") || strings.Count(links, "\n") != 2 {
+		t.Errorf("links that are up:\n%s", links)
+	}
+	if got := strings.TrimSpace(ns.Run(t, "ip", "-n", "container", "route")); got != "default dev wg0 scope link" {
+		t.Errorf("routes: %s", got)
+	}
+	hook, err := os.ReadFile(w.Hooks)
+	if err != nil || !strings.Contains(string(hook), "wg0:") || strings.Contains(string(hook), "uplink") ||
+		!strings.Contains(string(hook), "nameserver 192.168.4.1\nsearch example.com\n") {
+		t.Errorf("the hook saw %q, %v", hook, err)
+	}
+
+	capture := w.NS.Cmd("tcpdump", "-nn", "-l", "-i", "uplink", "--immediate-mode", "ip")
+	var seen strings.Builder
+	capture.Stdout = &seen
+	stderr, err := capture.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := capture.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// "listening on": the socket is there.
+	for text := ""; !strings.Contains(text, "listening on"); {
+		buf := make([]byte, 256)
+		n, err := stderr.Read(buf)
+		if err != nil {
+			t.Fatalf("tcpdump: %v %s", err, text)
+		}
+		text += string(buf[:n])
+	}
+	w.want(0, w.Bed.Run(nil, "ip", "netns", "exec", "container", "ping", "-c", "2", "-i", "0.2", "-W", "5", "203.0.113.7"))
+	w.want(0, w.Bed.Run(nil, w.Program, "exec", "wg0", "--", "ping", "-c", "1", "-W", "5", "203.0.113.7"))
+	capture.Process.Signal(syscall.SIGINT)
+	capture.Wait()
+	if text := seen.String(); !strings.Contains(text, "192.0.2.1.51820: UDP") || strings.Contains(text, "ICMP") || strings.Contains(text, "203.0.113.7") {
+		t.Errorf("on the wire:\n%s", text)
+	}
+
+	w.want(0, w.Down("wg0"))
+	w.want(0, w.Down("server"))
+	w.same(before)
+}
+
+func public(w world, name string) string {
+	w.Helper()
+	cmd := exec.Command(filepath.Join(os.Getenv("WG_REFERENCE"), "wg"), "pubkey")
+	cmd.Stdin = strings.NewReader(bed.Key(name))
+	out, err := cmd.Output()
+	if err != nil {
+		w.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// TestBusy: a namespace of ours in which a process lives is named and kept, and goes with the next down.
+func TestBusy(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wg0", config(1, "Namespace = box"))
+	w.want(0, w.Up("wg0"))
+	p := sleeper(w, "box")
+	w.want(1, w.Down("wg0"), "sleep (PID "+strconv.Itoa(p.Process.Pid)+")", "ip netns delete box")
+	p.Process.Kill()
+	p.Wait()
+	w.want(0, w.Down("wg0"))
+	w.same(before)
+}
+
+// TestGone: what went with its namespace, by hand or with its process, is no error.
+func TestGone(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wg0", config(1, "Namespace = box\nDNS = 10.1.0.1"))
+	w.want(0, w.Up("wg0"))
+	ns.Run(t, "ip", "netns", "delete", "box")
+	w.want(0, w.Down("wg0"))
+	w.becomes(before)
+
+	held := exec.Command("unshare", "--net", "sleep", "1000")
+	if err := held.Start(); err != nil {
+		t.Fatal(err)
+	}
+	bed.Wait(10e9, func() bool {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", held.Process.Pid))
+		return string(comm) == "sleep\n"
+	})
+	w.Config(t, "wg0", config(1, fmt.Sprint("Namespace = ", held.Process.Pid)))
+	w.want(0, w.Up("wg0"))
+	held.Process.Kill()
+	held.Wait()
+	w.want(0, w.Down("wg0"))
+	w.becomes(before)
+}
+
+// TestMoved: the config says another namespace by now, or is gone; the record counts.
+func TestMoved(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wg0", config(1, "Namespace = box"))
+	w.want(0, w.Up("wg0"))
+	w.Config(t, "wg0", config(1, "Namespace = other"))
+	w.want(1, w.Up("wg0"), "already exists")
+	w.want(0, w.Down("wg0"))
+	w.same(before)
+	w.Config(t, "wg0", config(1, "Namespace = box"))
+	w.want(0, w.Up("wg0"))
+	if err := os.Remove("/etc/wireguard/wg0.conf"); err != nil {
+		t.Fatal(err)
+	}
+	w.want(0, w.Down("wg0"))
+	w.same(before)
+}
+
+// TestMany: two tunnels in one namespace, and ten namespaces at once; each down
+// takes its own.
+func TestMany(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wga", strings.ReplaceAll(config(1, "Namespace = box"), "::/0", "fd77::/16"))
+	w.Config(t, "wgb", strings.ReplaceAll(config(2, "Namespace = box"), "0.0.0.0/0, ::/0", "10.77.0.0/16"))
+	w.want(0, w.Up("wga"))
+	w.want(0, w.Up("wgb"))
+	w.want(1, w.Down("wga"), "wgb") // ours to delete, but not while another tunnel is in it
+	if out := ns.Run(t, "ip", "-n", "box", "-br", "link"); !strings.Contains(out, "wgb") || strings.Contains(out, "wga") {
+		t.Errorf("left in it: %s", out)
+	}
+	w.want(0, w.Down("wgb"))
+	w.want(0, w.Down("wga"))
+	w.same(before)
+
+	var running []*bed.Process
+	for n := range 10 {
+		name := fmt.Sprint("wg", n)
+		w.Config(t, name, config(n, fmt.Sprint("Namespace = box", n)))
+		p, err := w.Start(nil, w.Program, "up", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		running = append(running, p)
+	}
+	for _, p := range running {
+		w.want(0, p.Wait())
+	}
+	for n := range 10 {
+		w.want(0, w.Down(fmt.Sprint("wg", n)))
+	}
+	w.same(before)
+}
+
+// TestBadInput: each with the place of the mistake, and nothing changed.
+func TestBadInput(t *testing.T) {
+	w := newWorld(t)
+	ns.New(t, "there")
+	for _, plain := range []string{"plain", "target"} {
+		if err := os.WriteFile("/run/netns/"+plain, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("there", "/run/netns/link"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for _, name := range []string{"plain", "target", "link"} {
+			os.Remove("/run/netns/" + name)
+		}
+	}()
+	ns.Run(t, "ip", "-n", "there", "link", "add", "taken", "type", "veth")
+	before := w.snapshot()
+	for keys, want := range map[string]string{
+		"Namespace = a/b":                        "wg0.conf:2: ",
+		"Namespace = ..":                         "wg0.conf:2: ",
+		"Namespace = 99999999999":                "wg0.conf:2: ",
+		"Namespace = plain":                      "plain",
+		"Namespace = link":                       "link",
+		"Namespace = 4194303":                    "4194303",
+		"Namespace = /nowhere":                   "/nowhere",
+		"Namespace = /etc/passwd":                "/etc/passwd",
+		"Namespace = docker:nothing":             "wg0.conf:2: ",
+		"Namespace = podman:nothing":             "wg0.conf:2: ",
+		"Namespace = unit:nothing.service":       "wg0.conf:2: ",
+		"Namespace = new\nManageNamespace=no":    "neither true nor false",
+		"Namespace = new\nManageNamespace=false": "ManageNamespace=false",
+		"HookNamespace = moon":                   "wg0.conf:2: ",
+		"# wg-quickns: Nmespace = x":             "wg0.conf:2: ",
+	} {
+		w.Config(t, "wg0", config(1, keys))
+		if r := w.Up("wg0"); r.Code != 1 || !strings.Contains(r.Output, want) || strings.Contains(r.Output, "[#]") {
+			t.Errorf("%s: want %q: %v", keys, want, r)
+		}
+		w.same(before)
+	}
+	w.Config(t, "taken", config(1, "Namespace = there"))
+	w.want(1, w.Up("taken"), "`taken' already exists")
+	w.same(before)
+}
+
+// TestNameTaken: the name is in use in the birth namespace, and free in the target.
+func TestNameTaken(t *testing.T) {
+	w := newWorld(t)
+	w.Bed.Run(nil, "ip", "link", "add", "wg0", "type", "veth", "peer", "name", "wg0-peer")
+	before := w.snapshot()
+	w.Config(t, "wg0", config(1, "Namespace = box"))
+	w.want(0, w.Up("wg0"))
+	if out := ns.Run(t, "ip", "-n", "box", "-br", "link"); !strings.Contains(out, "wg0 ") {
+		t.Errorf("in it: %s", out)
+	}
+	w.want(0, w.Down("wg0"))
+	w.same(before)
+}
+
+// TestExec: in the tunnel's namespace, by its user, with three files, its status passed on.
+func TestExec(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wg0", config(1, "Namespace = box"))
+	w.want(0, w.Up("wg0"))
+	run := func(env []string, args ...string) bed.Result {
+		return w.Bed.Run(env, append([]string{w.Program, "exec"}, args...)...)
+	}
+	w.want(0, run(nil, "wg0", "--", "ls", "/sys/class/net"), "wg0")
+	if r := run(nil, "--birth", "wg0", "--", "ip", "-o", "link"); !strings.Contains(r.Output, "uplink") {
+		t.Errorf("--birth: %v", r)
+	}
+	w.want(0, run(nil, "--namespace", "bed-far", "wg0", "--", "ls", "/sys/class/net"), "uplink")
+	w.want(7, run(nil, "wg0", "--", "sh", "-c", "exit 7"))
+	w.want(127, run(nil, "wg0", "--", "no-such-program"))
+	r := run([]string{"SUDO_UID=65534", "SUDO_GID=65534", "KEPT=yes"}, "wg0", "--", "sh", "-c", "id -u; id -g; echo $KEPT; grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status")
+	w.want(0, r, "65534\n65534\nyes\n")
+	if slices.ContainsFunc(strings.Split(r.Output, "\n"), func(l string) bool {
+		return strings.HasPrefix(l, "Cap") && !strings.HasSuffix(l, "\t0000000000000000")
+	}) {
+		t.Errorf("capabilities left:\n%s", r.Output)
+	}
+	w.want(1, run(nil, "wg0"), "no command")
+	w.want(1, run(nil, "nothing", "--", "true"), "does not exist")
+	w.want(0, w.Down("wg0"))
+	w.same(before)
+}
+
+// TestKilled kills up and down at every step; down, or a new up and down, restores.
+func TestKilled(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wg0", config(1, "Namespace = box\nBirthNamespace = crib\nDNS = 10.1.0.1\nPostUp = "+bed.Hook+"\nPostDown = "+bed.Hook))
+	up := len(w.Steps(t, "up", "wg0"))
+	down := len(w.Steps(t, "down", "wg0"))
+	w.same(before)
+	n := 0
+	for step := 1; step <= up; step++ {
+		for _, mode := range []string{"kill-before", "kill-after"} {
+			fault := fmt.Sprint(mode, ":", step)
+			w.want(128+9, w.Fault(fault, "up", "wg0"))
+			w.want(0, w.Down("wg0"))
+			w.same(before)
+			w.want(128+9, w.Fault(fault, "up", "wg0"))
+			w.want(0, w.Up("wg0"))
+			w.want(0, w.Down("wg0"))
+			w.same(before)
+			n += 2
+		}
+		for _, mode := range []string{"fail", "lie", "term-after"} {
+			if r := w.Fault(fmt.Sprint(mode, ":", step), "up", "wg0"); r.Code == 0 {
+				t.Errorf("%s at step %d of up: exit 0", mode, step)
+			}
+			w.same(before)
+			n++
+		}
+		if w.Failed() {
+			t.Fatalf("at step %d of up", step)
+		}
+	}
+	for step := 1; step <= down; step++ {
+		for _, mode := range []string{"kill-before", "kill-after", "fail"} {
+			w.want(0, w.Up("wg0"))
+			if r := w.Fault(fmt.Sprint(mode, ":", step), "down", "wg0"); r.Code == 0 {
+				t.Errorf("%s at step %d of down: exit 0", mode, step)
+			}
+			if r := w.Down("wg0"); r.Code != 0 && !strings.Contains(r.Output, "not a WireGuard") {
+				t.Errorf("down after %s at step %d of down: %v", mode, step, r)
+			}
+			w.same(before)
+			n++
+		}
+		if w.Failed() {
+			t.Fatalf("at step %d of down", step)
+		}
+	}
+	t.Logf("%d of %d: %d steps of up, %d of down", n, n, up, down)
+}
