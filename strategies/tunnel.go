@@ -114,7 +114,7 @@ func Address(cfg *confparse.Config, f *facts.Facts, p Place) []plan.Action {
 }
 
 // DNS plans the config's name servers by a step that is told them: resolvconf's
-// record, or the resolv.conf of a namespace.
+// record, systemd-resolved's link, or the resolv.conf of a namespace.
 func DNS(cfg *confparse.Config, step plan.Step) []plan.Action {
 	if len(cfg.DNS) == 0 {
 		return nil
@@ -123,7 +123,7 @@ func DNS(cfg *confparse.Config, step plan.Step) []plan.Action {
 	switch s := step.(type) {
 	case plan.DNS:
 		s.Servers, s.Search = cfg.DNS, cfg.DNSSearch
-		a.Do, a.Undo = s, []plan.Step{plan.DNS{Link: s.Link, Prefix: s.Prefix, Delete: true}}
+		a.Do, a.Undo = s, []plan.Step{plan.DNS{Link: s.Link, Prefix: s.Prefix, Index: s.Index, Delete: true}}
 	case plan.Resolv:
 		s.Servers, s.Search = cfg.DNS, cfg.DNSSearch
 		undo := s

@@ -183,13 +183,18 @@ func (s *session) gone(ns plan.NS) bool {
 }
 
 // resolvStep is the step that gives DNS= to the place's resolver.
-func (s *session) resolvStep() (plan.Step, error) {
+func (s *session) resolvStep(ctx context.Context) (plan.Step, error) {
 	name, named := s.place.Target.Name()
 	step := plan.Resolv{Path: "/etc/netns/" + name + "/resolv.conf"}
 	switch {
 	case s.place.Target == "" || s.place.Target == initNS:
 		prefix, err := dns.Prefix()
-		return plan.DNS{Link: s.name, Prefix: prefix}, err
+		step := plan.DNS{Link: s.name, Prefix: prefix}
+		// systemd-resolved knows no links but those of the init namespace.
+		if id, no := netns.Identify(string(s.place.Target)); no == nil && id.Init && dns.Resolved(ctx) {
+			step.Index = s.device.Index
+		}
+		return step, err
 	case named:
 	case s.place.pid != 0:
 		if err := ownFiles(s.place.pid); err != nil {

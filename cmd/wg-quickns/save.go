@@ -9,6 +9,7 @@ import (
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/dns"
+	"wg-quickns/internal/plan"
 )
 
 // saveCommand writes the running state of an interface to its config file.
@@ -61,7 +62,13 @@ func (s *session) running(ctx context.Context) (confparse.Running, error) {
 	if err != nil {
 		return r, err
 	}
-	if r.DNS, r.Search, err = dns.List(ctx, prefix+s.name); err != nil && !errors.Is(err, dns.ErrNoRecord) {
+	r.DNS, r.Search, err = dns.List(ctx, prefix+s.name)
+	if told, ok := s.toldResolved(); ok && errors.Is(err, dns.ErrNoRecord) {
+		if r.DNS, r.Search, err = dns.ListLink(ctx, link.Index); err != nil && ctx.Err() == nil {
+			r.DNS, r.Search, err = told.Servers, told.Search, nil // it does not run, or not well
+		}
+	}
+	if err != nil && !errors.Is(err, dns.ErrNoRecord) {
 		return r, err
 	}
 	d, err := s.kernel.ReadDevice(ctx, s.place.Target, s.name)
@@ -82,6 +89,16 @@ func (s *session) running(ctx context.Context) (confparse.Running, error) {
 		r.Peers = append(r.Peers, peer)
 	}
 	return r, nil
+}
+
+// toldResolved is the DNS that up gave to systemd-resolved, if it did.
+func (s *session) toldResolved() (told plan.DNS, ok bool) {
+	for _, e := range s.log.Pending() {
+		if d, is := e.Do.(plan.DNS); is && d.Index != 0 {
+			told, ok = d, true
+		}
+	}
+	return told, ok
 }
 
 // value is what p points to, or nothing.

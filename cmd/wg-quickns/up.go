@@ -132,7 +132,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			if len(s.cfg.DNS) == 0 {
 				return actions, nil
 			}
-			resolv, err := s.resolvStep()
+			resolv, err := s.resolvStep(ctx)
 			return append(actions, strategies.DNS(s.cfg, resolv)...), err
 		}},
 		{Name: "routes", Global: true, Plan: func(ctx context.Context) ([]plan.Action, error) {

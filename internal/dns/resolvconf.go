@@ -1,5 +1,6 @@
-// Package dns gives a tunnel's name servers to the system by resolvconf(8), or to
-// a namespace by its resolv.conf(5), and resolves the names of endpoints.
+// Package dns gives a tunnel's name servers to the system, by resolvconf(8) or
+// systemd-resolved(8), or to a namespace by its resolv.conf(5), and resolves the
+// names of endpoints.
 package dns
 
 import (
@@ -42,7 +43,7 @@ func (e *Error) Error() string {
 	case e.Err == nil:
 		return fmt.Sprintf("%s: exit status %d", e.Command, e.Status)
 	case e.Status == 127:
-		return fmt.Sprintf("%v (DNS= needs it: install openresolv or systemd-resolved's resolvconf)", e.Err)
+		return fmt.Sprintf("%v (DNS= needs it: install openresolv, or start systemd-resolved)", e.Err)
 	}
 	return fmt.Sprintf("%s: %v", e.Command, e.Err)
 }
@@ -54,17 +55,20 @@ func (e *Error) ExitStatus() int { return e.Status }
 type Doer struct{}
 
 // Exists says whether there may be a record: asking resolvconf costs a process,
-// and not each one can tell. Without a resolvconf none was made. Of a
+// and not each one can tell. Without a resolvconf it made none. Of a
 // resolv.conf it says whether there is anything to take back.
 func (Doer) Exists(_ context.Context, _ plan.NS, s plan.Step) (bool, error) {
 	if r, ok := s.(plan.Resolv); ok {
 		return existsResolv(r)
 	}
+	if d, ok := s.(plan.DNS); ok && d.Index != 0 {
+		return true, nil
+	}
 	_, err := proc.Look(program)
 	return err == nil, nil
 }
 
-// Do adds or deletes the record of one interface, or writes a resolv.conf or puts
+// Do adds or deletes the record of one interface, tells systemd-resolved, or writes a resolv.conf or puts
 // back what was there unless somebody else wrote since. resolvconf inherits
 // stdout and stderr; when ctx ends its process group is ended.
 func (Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
@@ -77,6 +81,16 @@ func (Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, erro
 	d, ok := s.(plan.DNS)
 	if !ok {
 		return plan.Outcome{}, fmt.Errorf("dns cannot do a step of kind %s", s.Kind())
+	}
+	if d.Index != 0 {
+		if !d.Delete {
+			return plan.Outcome{}, setLink(ctx, d)
+		}
+		there, err := linkThere(ns, d.Index)
+		if err == nil && there {
+			err = revertLink(ctx, d)
+		}
+		return plan.Outcome{}, err
 	}
 	if d.Delete {
 		return plan.Outcome{}, run(ctx, ns, "", os.Stdout, os.Stderr, "-d", d.Prefix+d.Link, "-f")

@@ -8,7 +8,15 @@ package plan
 // namespaces last, when nothing of the tunnel is in them.
 func UndoRank(s Step, rollback bool) int {
 	switch s := s.(type) {
-	case DNS, Resolv:
+	case DNS:
+		switch {
+		case rollback:
+			return 0
+		case s.Index != 0:
+			return 5 // systemd-resolved knows the link only while it is there
+		}
+		return 7
+	case Resolv:
 		if rollback {
 			return 0
 		}

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"wg-quickns/confparse"
@@ -243,19 +244,31 @@ func (s Sysctl) Commands() []string {
 	return []string{fmt.Sprintf("sysctl -q %s=%s", s.Name, s.Value)}
 }
 
-// DNS gives the interface's servers and search domains to resolvconf, or takes them back.
+// DNS gives the interface's servers and search domains to resolvconf(8), or to
+// systemd-resolved(8), or takes them back.
 type DNS struct {
 	Link    string   `json:"link"`
 	Delete  bool     `json:"delete,omitempty"`
 	Prefix  string   `json:"prefix,omitempty"` // of resolvconf's interface-order, with its dot: "tun."
 	Servers []string `json:"servers,omitempty"`
 	Search  []string `json:"search,omitempty"`
+	// Index is the interface's, by which systemd-resolved is told over D-Bus;
+	// 0: resolvconf is.
+	Index int `json:"index,omitempty"`
 }
 
 func (DNS) Kind() string { return KindDNS }
 
 func (s DNS) Commands() []string {
-	if s.Delete {
+	switch {
+	case s.Index != 0 && s.Delete:
+		return []string{"resolvectl revert " + s.Link}
+	case s.Index != 0:
+		return []string{
+			"resolvectl dns " + s.Link + " " + strings.Join(s.Servers, " "),
+			"resolvectl domain " + s.Link + " " + strings.Join(append(slices.Clone(s.Search), "~."), " "),
+		}
+	case s.Delete:
 		return []string{"resolvconf -d " + s.Prefix + s.Link + " -f"}
 	}
 	return []string{"resolvconf -a " + s.Prefix + s.Link + " -m 0 -x"}
