@@ -29,8 +29,8 @@ type Place struct {
 // interface, so that no route by the tunnel can catch its encrypted packets.
 func (p Place) Elsewhere() bool { return p.Target != p.Birth }
 
-// Create plans the missing namespaces and the interface itself.
-func Create(name string, p Place) []plan.Action {
+// Namespaces plans those that are missing.
+func Namespaces(p Place) []plan.Action {
 	var actions []plan.Action
 	for _, made := range p.Make {
 		actions = append(actions, plan.Action{
@@ -39,16 +39,21 @@ func Create(name string, p Place) []plan.Action {
 			Why:  "a namespace that the config names and that is not there",
 		})
 	}
+	return actions
+}
+
+// Create plans the interface itself.
+func Create(name string, p Place) []plan.Action {
 	link := plan.Link{Name: name}
 	if p.Elsewhere() {
 		link.Birth = &p.Birth
 	}
-	return append(actions, plan.Action{
+	return []plan.Action{{
 		NS:   p.Target,
 		Do:   link,
 		Undo: []plan.Step{plan.Link{Name: name, Delete: true, Birth: link.Birth}}, // where a kill may have left it
 		Why:  "the tunnel's interface",
-	})
+	}}
 }
 
 // plain says whether a /0 is a default route like any. In the caller's own

@@ -125,10 +125,14 @@ func (a app) execNamespace(ctx context.Context, r execRequest) (plan.NS, error) 
 	if err != nil {
 		return "", err
 	}
-	if target := local(p.Target); target != "" && !r.birth {
-		return target, nil
+	ns := p.Target
+	if r.birth || local(ns) == "" && !p.gone(ns) {
+		ns = p.Birth
 	}
-	return local(p.Birth), nil
+	if p.gone(ns) {
+		return "", fmt.Errorf("the network namespace of `%s' is gone (hint: down)", r.arg)
+	}
+	return local(ns), nil
 }
 
 // whereIs finds the place of an interface: the record's, else the config's.
@@ -137,11 +141,7 @@ func (a app) whereIs(ctx context.Context, arg string, here netns.ID) (place, err
 	if t.name == "" {
 		return place{}, configErr
 	}
-	own, path := stateName(t.name, confparse.Namespace{}, here), ""
-	if t.cfg != nil {
-		own, path = stateName(t.name, t.cfg.Namespace, here), t.path
-	}
-	name, err := findState(own, t.name, path, here.String())
+	name, err := findState(t, here)
 	if err != nil {
 		return place{}, err
 	}
@@ -150,7 +150,7 @@ func (a app) whereIs(ctx context.Context, arg string, here netns.ID) (place, err
 		return place{}, err
 	}
 	if _, ok := log.Header(); ok {
-		return recordedPlace(log), nil
+		return recordedPlace(log)
 	}
 	if configErr != nil {
 		return place{}, configErr

@@ -9,6 +9,8 @@ import (
 	"os"
 	"strconv"
 
+	"golang.org/x/sys/unix"
+
 	"wg-quickns/confparse"
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/journal"
@@ -27,6 +29,9 @@ type place struct {
 	spaces map[plan.NS]string
 	// pid is a process of the target where the config names it by one, else 0.
 	pid int
+	// moved has the paths of a journal that lead to their namespace no more, and
+	// one that does, "" where there is none.
+	moved map[plan.NS]plan.NS
 }
 
 // findPlace resolves the config's namespaces; it changes nothing.
@@ -114,13 +119,17 @@ func stateName(iface string, n confparse.Namespace, here netns.ID) string {
 
 // findState finds the journal of an interface: own, the one it goes by, else, as
 // the config may have changed or be gone since, the only one there is of that
-// interface and config. An empty path is any config.
-func findState(own, iface, path, here string) (string, error) {
+// interface and config, and if the config is gone, of that interface.
+func findState(t target, here netns.ID) (string, error) {
+	own := stateName(t.name, confparse.Namespace{}, here)
+	if t.cfg != nil {
+		own = stateName(t.name, t.cfg.Namespace, here)
+	}
 	names, err := stateRoot.Names()
 	if err != nil {
 		return "", err
 	}
-	var matches []string
+	var matches, others []string
 	for _, name := range names {
 		if name == own {
 			return own, nil
@@ -130,9 +139,16 @@ func findState(own, iface, path, here string) (string, error) {
 			return "", err
 		}
 		h, _ := log.Header()
-		if h.Interface == iface && (path == "" || h.ConfigFile == path) && (h.Target != "" || h.Netns == here) {
+		switch {
+		case h.Interface != t.name || h.Target == "" && h.Netns != here.String():
+		case h.ConfigFile == t.path:
 			matches = append(matches, name)
+		default:
+			others = append(others, name)
 		}
+	}
+	if len(matches) == 0 && t.cfg == nil {
+		matches = others
 	}
 	switch len(matches) {
 	case 0:
@@ -140,11 +156,11 @@ func findState(own, iface, path, here string) (string, error) {
 	case 1:
 		return matches[0], nil
 	}
-	return "", fmt.Errorf("`%s' is up in several namespaces (%q), and no config says which is meant", iface, matches)
+	return "", fmt.Errorf("`%s' is up in several namespaces (%q), and no config says which is meant", t.name, matches)
 }
 
 // recordedPlace is the place that a journal speaks of.
-func recordedPlace(log *journal.Journal) place {
+func recordedPlace(log *journal.Journal) (place, error) {
 	h, _ := log.Header()
 	p := place{spaces: make(map[plan.NS]string)}
 	p.Target, p.Birth, p.Hooks = plan.NS(h.Target), plan.NS(h.Birth), plan.NS(h.Hooks)
@@ -153,13 +169,69 @@ func recordedPlace(log *journal.Journal) place {
 	}
 	for _, e := range log.Pending() {
 		for _, undo := range e.Undo {
-			if made, ok := undo.(plan.Netns); ok {
+			if made, ok := undo.(plan.Netns); ok && made.ID != "" {
 				p.spaces[plan.Named(made.Name)] = made.ID
 			}
 		}
 	}
-	return p
+	p.moved = make(map[plan.NS]plan.NS)
+	for ns, id := range p.spaces {
+		if ns == "" { // the one the command of then was started in: nothing is done there by that path
+			continue
+		}
+		if now, err := netns.Identify(string(ns)); err == nil && now.String() == id || err != nil && !vanished(err) {
+			continue
+		}
+		// Its process ended or its name was deleted, and a number or a name may be
+		// another's by now. Others may live in it still.
+		at, err := netns.Locate(id)
+		if err != nil {
+			return p, fmt.Errorf("find what was at %s: %w", ns, err)
+		}
+		p.moved[ns] = plan.NS(at)
+	}
+	p.Target, p.Birth, p.Hooks = p.at(p.Target), p.at(p.Birth), p.at(p.Hooks)
+	return p, nil
 }
+
+// at is where a namespace of a journal is by now.
+func (p place) at(ns plan.NS) plan.NS {
+	if at := p.moved[ns]; at != "" {
+		return at
+	}
+	return ns
+}
+
+// gone says that a namespace of the journal is no more.
+func (p place) gone(ns plan.NS) bool {
+	if at, moved := p.moved[ns]; moved {
+		return at == ""
+	}
+	if ns == "" {
+		return false
+	}
+	_, err := netns.Identify(string(ns))
+	return err != nil && vanished(err)
+}
+
+// changed says that a namespace came or went since the place was found.
+func (p place) changed() bool {
+	for _, name := range p.Make {
+		if _, err := os.Lstat(string(plan.Named(name))); err == nil {
+			return true
+		}
+	}
+	for ns, id := range p.spaces {
+		if now, err := netns.Identify(string(ns)); err != nil || now.String() != id {
+			return true
+		}
+	}
+	return false
+}
+
+// vanished says whether a namespace could not be opened because there is none,
+// or because its process is ending.
+func vanished(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
 
 // targetID identifies the namespace of a journal's interface as well as it can.
 func targetID(h journal.Begin) string {
@@ -169,18 +241,7 @@ func targetID(h journal.Begin) string {
 	return h.Target // one that was made, by name
 }
 
-// gone says that a namespace of the journal is no more, or is another one by now.
-func (s *session) gone(ns plan.NS) bool {
-	if ns == "" {
-		return false
-	}
-	id, err := netns.Identify(string(ns))
-	if errors.Is(err, fs.ErrNotExist) {
-		return true
-	}
-	was := s.place.spaces[ns]
-	return err == nil && was != "" && was != id.String()
-}
+func (s *session) gone(ns plan.NS) bool { return s.place.gone(ns) }
 
 // resolvStep is the step that gives DNS= to the place's resolver.
 func (s *session) resolvStep(ctx context.Context) (plan.Step, error) {

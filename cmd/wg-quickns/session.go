@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"wg-quickns/confparse"
 	"wg-quickns/hooks"
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/engine"
@@ -89,11 +88,7 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 		return nil, err
 	}
 	s.here = here.String()
-	own, path := stateName(t.name, confparse.Namespace{}, here), ""
-	if t.cfg != nil {
-		own, path = stateName(t.name, t.cfg.Namespace, here), t.path
-	}
-	if s.state, err = findState(own, t.name, path, s.here); err != nil {
+	if s.state, err = findState(t, here); err != nil {
 		return nil, err
 	}
 	if s.kernel, err = kernel.New(kernel.Options{Userspace: startUserspace}); err != nil {
@@ -126,11 +121,11 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 		return nil, err
 	}
 	if _, ok := s.log.Header(); ok {
-		s.place = recordedPlace(s.log)
+		s.place, err = recordedPlace(s.log)
 	} else if p != nil {
 		s.place = *p
 	}
-	return s, nil
+	return s, err
 }
 
 // beginOwn is begin for the commands that act on what is there.
@@ -149,7 +144,7 @@ func (a app) beginOwn(ctx context.Context, t target) (*session, error) {
 }
 
 // local is a namespace as the rooms take it: "" for the caller's own, by whatever name.
-func (s *session) local(ns plan.NS) plan.NS { return localNS(ns, s.here) }
+func (s *session) local(ns plan.NS) plan.NS { return localNS(s.place.at(ns), s.here) }
 
 func localNS(ns plan.NS, here string) plan.NS {
 	if id, err := netns.Identify(string(ns)); ns != "" && err == nil && id.String() == here {
@@ -211,6 +206,10 @@ func (s *session) tunnels(ns plan.NS) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	var id string // it may go by another name there
+	if now, err := netns.Identify(string(ns)); err == nil {
+		id = now.String()
+	}
 	var in []string
 	for _, name := range names {
 		if name == s.state {
@@ -220,7 +219,9 @@ func (s *session) tunnels(ns plan.NS) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if h, _ := log.Header(); plan.NS(h.Target) == ns || plan.NS(h.Birth) == ns {
+		h, _ := log.Header()
+		is := func(path string) bool { return path == string(ns) || id != "" && h.Spaces[path] == id }
+		if is(h.Target) || is(h.Birth) {
 			in = append(in, h.Interface)
 		}
 	}

@@ -56,7 +56,13 @@ func (a app) up(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	if cleared { // a namespace may have gone with what was left
+	// From here until ours are made nobody else makes or deletes a namespace.
+	s.engine.Held, err = stateRoot.Global(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.engine.Held.Close()
+	if cleared || p.changed() {
 		if p, err = findPlace(ctx, t.path, t.cfg); err != nil {
 			return err
 		}
@@ -111,6 +117,9 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 		return strategies.Hooks(s.hookSteps(phase, commands, head.Vars, head.Arrays), s.place.Place)
 	}
 	return []engine.Stage{
+		{Name: "namespaces", Global: true, Plan: func(context.Context) ([]plan.Action, error) {
+			return strategies.Namespaces(s.place.Place), nil
+		}},
 		{Name: "device", Plan: func(context.Context) ([]plan.Action, error) {
 			return append(strategies.Create(s.name, s.place.Place), hooks("PreUp", s.cfg.PreUp)...), nil
 		}},

@@ -55,6 +55,9 @@ type Engine struct {
 	// the journal goes, so that a killed `down` runs it once more: PostDown. Its error is
 	// passed on and undoes nothing. Nil: nothing runs.
 	After func(context.Context) error
+	// Held is the global lock if whoever calls Up has it already; the first Global
+	// stage gives it back when it is done, and so does Up when it fails before.
+	Held *journal.Lock
 
 	recovering bool // Recover runs
 }
@@ -74,7 +77,7 @@ func (e *Engine) Up(ctx context.Context, stages ...Stage) error {
 	if e.Journal.State() != journal.Half || len(e.Journal.Pending()) > 0 {
 		return errors.New("up: the journal is not a new one")
 	}
-	lock := &global{root: e.Root}
+	lock := &global{root: e.Root, lock: e.Held}
 	defer lock.release()
 	last, err := e.apply(ctx, lock, stages)
 	if err == nil {
@@ -304,13 +307,15 @@ func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried
 		return true, e.Journal.Undone(u.ID, u.n)
 	}
 	there := true
-	if s, ok := u.step.(plan.Sysctl); ok {
-		if !lock.held() {
-			if err := lock.take(ctx); err != nil {
-				return false, err
-			}
-			defer lock.release()
+	s, shared := u.step.(plan.Sysctl)
+	// A namespace must not go while an `up` is about to move in.
+	if (shared || u.step.Kind() == plan.KindNetns) && !lock.held() {
+		if err := lock.take(ctx); err != nil {
+			return false, err
 		}
+		defer lock.release()
+	}
+	if shared {
 		var needed bool
 		if needed, err = e.needed(s); err != nil {
 			return false, fmt.Errorf("who else needs %s: %w", s.Name, err)

@@ -3,7 +3,10 @@ package netns
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,4 +112,31 @@ func Identify(ns string) (ID, error) {
 		return nil
 	})
 	return id, err
+}
+
+// Locate finds a way into the namespace that has an identity (ID.String): its
+// name under /run/netns, else a process in it, as this mount and PID namespace
+// show them. It is "" when there is none: what holds it then cannot be told.
+func Locate(id string) (ns string, err error) {
+	inode, _, _ := strings.Cut(id, ":")
+	want, err := strconv.ParseUint(inode, 10, 64)
+	if err != nil {
+		return "", fmt.Errorf("find network namespace: %q is no identity: %w", id, unix.EINVAL)
+	}
+	for _, glob := range []string{dir + "/*", "/proc/[0-9]*/ns/net"} {
+		files, err := filepath.Glob(glob)
+		if err != nil {
+			return "", err
+		}
+		for _, file := range files {
+			var st unix.Stat_t
+			if unix.Stat(file, &st) != nil || st.Ino != want { // what ends meanwhile is no way in
+				continue
+			}
+			if now, err := Identify(file); err == nil && now.String() == id {
+				return file, nil
+			}
+		}
+	}
+	return "", nil
 }

@@ -330,6 +330,127 @@ func TestMoved(t *testing.T) {
 	w.same(before)
 }
 
+// in starts a process in the network namespace of another, 0 for one of its own, and waits for it.
+func in(w world, pid int) *exec.Cmd {
+	w.Helper()
+	cmd := exec.Command("unshare", "--net", "sleep", "1000")
+	if pid != 0 {
+		cmd = exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", pid), "sleep", "1000")
+	}
+	if err := cmd.Start(); err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { end(cmd) })
+	bed.Wait(10e9, func() bool {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
+		return string(comm) == "sleep\n"
+	})
+	return cmd
+}
+
+func end(cmd *exec.Cmd) {
+	cmd.Process.Kill()
+	cmd.Wait()
+}
+
+// reuse starts a process in the bed that has the number of one that ended.
+func (w world) reuse(pid int) *exec.Cmd {
+	w.Helper()
+	for range 100 { // others start processes too
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0); err != nil {
+			w.Fatal(err)
+		}
+		cmd := exec.Command("sleep", "1000")
+		if err := w.NS.Do(cmd.Start); err != nil {
+			w.Fatal(err)
+		}
+		if cmd.Process.Pid == pid {
+			w.Cleanup(func() { end(cmd) })
+			return cmd
+		}
+		end(cmd)
+	}
+	w.Fatalf("no process got the number %d", pid)
+	return nil
+}
+
+// TestReused: the process that named the target ended and its number is another's,
+// which down and exec must not take for it. While others live in the namespace, the
+// tunnel is found there.
+func TestReused(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	for _, lives := range []bool{true, false} {
+		first := in(w, 0)
+		pid := first.Process.Pid
+		second := in(w, pid)
+		home := fmt.Sprintf("/proc/%d/ns/net", second.Process.Pid)
+		was := ns.Run(t, "nsenter", "--net="+home, "ip", "-br", "link")
+		w.Config(t, "wg0", config(1, fmt.Sprint("Namespace = pid:", pid)))
+		w.want(0, w.Up("wg0"))
+		end(first)
+		if !lives {
+			end(second)
+		}
+		other := w.reuse(pid)
+		r := w.Bed.Run(nil, w.Program, "exec", "wg0", "--", "ls", "/sys/class/net")
+		if lives {
+			w.want(0, r, "wg0")
+			w.want(1, w.Up("wg0"), "already exists")
+			w.want(0, w.Down("wg0"), "ip link delete")
+			if is := ns.Run(t, "nsenter", "--net="+home, "ip", "-br", "link"); is != was {
+				t.Errorf("left in the namespace:\n%s", is)
+			}
+		} else {
+			w.want(1, r, "is gone")
+			w.want(0, w.Down("wg0"))
+		}
+		end(other)
+		w.becomes(before)
+	}
+}
+
+// TestShared: two tunnels come into one namespace, which is yet to be made, at once;
+// and one comes while the other, whose it is, goes.
+func TestShared(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wga", strings.ReplaceAll(config(1, "Namespace = box"), "::/0", "fd77::/16"))
+	w.Config(t, "wgb", strings.ReplaceAll(config(2, "Namespace = box"), "0.0.0.0/0, ::/0", "10.77.0.0/16"))
+	start := func(command, name string) *bed.Process {
+		p, err := w.Start(nil, w.Program, command, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	for range 10 {
+		a, b := start("up", "wga"), start("up", "wgb")
+		w.want(0, a.Wait())
+		w.want(0, b.Wait())
+		a, b = start("down", "wga"), start("down", "wgb")
+		a.Wait() // the one that made it leaves it, and says so, when it is first
+		b.Wait()
+		w.Down("wga")
+		w.Down("wgb")
+		w.same(before)
+
+		w.want(0, w.Up("wga"))
+		a, b = start("down", "wga"), start("up", "wgb")
+		a.Wait()
+		w.want(0, b.Wait())
+		if out := ns.Run(t, "ip", "-n", "box", "-br", "link"); !strings.Contains(out, "wgb ") {
+			t.Errorf("in the namespace: %s", out)
+		}
+		w.want(0, w.Down("wgb"))
+		w.Down("wga")
+		w.same(before)
+		if t.Failed() {
+			break
+		}
+	}
+}
+
 // TestMany: two tunnels in one namespace, and ten namespaces at once; each down
 // takes its own.
 func TestMany(t *testing.T) {
