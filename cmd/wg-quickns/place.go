@@ -32,6 +32,8 @@ type place struct {
 	// moved has the paths of a journal that lead to their namespace no more, and
 	// one that does, "" where there is none.
 	moved map[plan.NS]plan.NS
+	// lost says that the target of a journal has moved or is gone.
+	lost bool
 }
 
 // findPlace resolves the config's namespaces; it changes nothing.
@@ -190,6 +192,7 @@ func recordedPlace(log *journal.Journal) (place, error) {
 		}
 		p.moved[ns] = plan.NS(at)
 	}
+	_, p.lost = p.moved[p.Target]
 	p.Target, p.Birth, p.Hooks = p.at(p.Target), p.at(p.Birth), p.at(p.Hooks)
 	return p, nil
 }
@@ -243,12 +246,16 @@ func targetID(h journal.Begin) string {
 
 func (s *session) gone(ns plan.NS) bool { return s.place.gone(ns) }
 
+// resolvConf says whether DNS= goes into a resolv.conf of the target, and not to
+// the system's resolver.
+func (p place) resolvConf() bool { return p.Target != "" && p.Target != initNS }
+
 // resolvStep is the step that gives DNS= to the place's resolver.
 func (s *session) resolvStep(ctx context.Context) (plan.Step, error) {
 	name, named := s.place.Target.Name()
 	step := plan.Resolv{Path: "/etc/netns/" + name + "/resolv.conf"}
 	switch {
-	case s.place.Target == "" || s.place.Target == initNS:
+	case !s.place.resolvConf():
 		prefix, err := dns.Prefix()
 		step := plan.DNS{Link: s.name, Prefix: prefix}
 		// systemd-resolved knows no links but those of the init namespace.
@@ -259,30 +266,35 @@ func (s *session) resolvStep(ctx context.Context) (plan.Step, error) {
 	case named:
 	case s.place.pid != 0:
 		if err := ownFiles(s.place.pid); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s:%d: DNS=: %w", s.path, s.cfg.Namespace.Line, err)
 		}
 		step.Path, step.InPlace = fmt.Sprintf("/proc/%d/root/etc/resolv.conf", s.place.pid), true
+		step.Claims = string(stateRoot) + "/@resolv." + s.place.spaces[s.place.Target]
 	default:
-		return nil, fmt.Errorf("%s:%d: DNS= needs a namespace that has a name or a process: %s has neither",
+		return nil, fmt.Errorf("%s:%d: DNS=: it needs a namespace that has a name or a process: %s has neither",
 			s.path, s.cfg.Namespace.Line, s.place.Target)
 	}
 	var err error
 	step.Old, step.MadeDirs, err = dns.ReadResolv(step.Path)
+	if step.InPlace {
+		step.MadeDirs = nil
+	}
 	return step, err
 }
 
-// ownFiles refuses a process that sees this machine's own /etc.
+// ownFiles refuses a process that sees this machine's own /etc, or its resolv.conf.
 func ownFiles(pid int) error {
-	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/root/etc", pid))
-	if err != nil {
-		return fmt.Errorf("look at /etc of process %d: %w", pid, err)
-	}
-	ours, err := os.Stat("/etc")
-	if err != nil {
-		return err
-	}
-	if os.SameFile(theirs, ours) {
-		return fmt.Errorf("process %d uses this machine's own /etc/resolv.conf, which DNS= would overwrite; give it a file of its own, or leave DNS= out", pid)
+	for _, path := range []string{"/etc", "/etc/resolv.conf"} {
+		theirs, err := os.Lstat(fmt.Sprintf("/proc/%d/root%s", pid, path))
+		if errors.Is(err, fs.ErrNotExist) && path != "/etc" {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("look at %s of process %d: %w", path, pid, err)
+		}
+		if ours, err := os.Stat(path); err == nil && os.SameFile(theirs, ours) {
+			return fmt.Errorf("process %d uses this machine's own %s, which would be overwritten; give it a file of its own, or leave DNS= out", pid, path)
+		}
 	}
 	return nil
 }

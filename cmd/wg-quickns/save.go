@@ -58,17 +58,9 @@ func (s *session) running(ctx context.Context) (confparse.Running, error) {
 	if r.Addresses, err = s.kernel.Addresses(s.place.Target, s.name); err != nil {
 		return r, err
 	}
-	prefix, err := dns.Prefix()
-	if err != nil {
-		return r, err
-	}
-	r.DNS, r.Search, err = dns.List(ctx, prefix+s.name)
-	if told, ok := s.toldResolved(); ok && errors.Is(err, dns.ErrNoRecord) {
-		if r.DNS, r.Search, err = dns.ListLink(ctx, link.Index); err != nil && ctx.Err() == nil {
-			r.DNS, r.Search, err = told.Servers, told.Search, nil // it does not run, or not well
-		}
-	}
-	if err != nil && !errors.Is(err, dns.ErrNoRecord) {
+	if s.place.resolvConf() {
+		r.DNS, r.Search = s.cfg.DNS, s.cfg.DNSSearch // nothing is kept but that file
+	} else if r.DNS, r.Search, err = s.systemDNS(ctx, link.Index); err != nil {
 		return r, err
 	}
 	d, err := s.kernel.ReadDevice(ctx, s.place.Target, s.name)
@@ -89,6 +81,24 @@ func (s *session) running(ctx context.Context) (confparse.Running, error) {
 		r.Peers = append(r.Peers, peer)
 	}
 	return r, nil
+}
+
+// systemDNS is what resolvconf or systemd-resolved has for the interface.
+func (s *session) systemDNS(ctx context.Context, index int) (servers, search []string, err error) {
+	prefix, err := dns.Prefix()
+	if err != nil {
+		return nil, nil, err
+	}
+	servers, search, err = dns.List(ctx, prefix+s.name)
+	if told, ok := s.toldResolved(); ok && errors.Is(err, dns.ErrNoRecord) {
+		if servers, search, err = dns.ListLink(ctx, index); err != nil && ctx.Err() == nil {
+			servers, search, err = told.Servers, told.Search, nil // it does not run, or not well
+		}
+	}
+	if errors.Is(err, dns.ErrNoRecord) {
+		err = nil
+	}
+	return servers, search, err
 }
 
 // toldResolved is the DNS that up gave to systemd-resolved, if it did.

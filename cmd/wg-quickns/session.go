@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -50,6 +52,7 @@ type doers struct {
 	kernel, dns, hooks engine.Doer
 	local              func(plan.NS) plan.NS
 	tunnels            func(plan.NS) ([]string, error) // the others that are in a namespace
+	lost               func() bool                     // the process that led to the target is gone
 }
 
 func (d doers) pick(s plan.Step) engine.Doer {
@@ -75,6 +78,13 @@ func (d doers) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, e
 		if err != nil {
 			return plan.Outcome{}, &plan.StepError{Step: s, Err: err}
 		}
+	}
+	if r, ok := s.(plan.Resolv); ok && r.InPlace && r.Delete && d.lost() {
+		// The file is reached by that process only, whose number may be another's.
+		if err := os.Remove(r.Claims); err != nil && r.Claims != "" && !errors.Is(err, fs.ErrNotExist) {
+			return plan.Outcome{}, &plan.StepError{Step: s, Err: err}
+		}
+		return plan.Outcome{}, nil
 	}
 	return d.pick(s).Do(ctx, d.local(ns), s)
 }
@@ -103,7 +113,7 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 	if t.cfg != nil {
 		hook.WGConfig = strings.TrimSuffix(string(t.cfg.Strip()), "\n")
 	}
-	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, s.local, s.tunnels})
+	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, s.local, s.tunnels, func() bool { return s.place.lost }})
 	// A hook's own `save` runs under the lock of the command that runs the hook.
 	if !insideHook(t.name) {
 		if s.lock, err = stateRoot.Lock(ctx, s.state); err != nil {

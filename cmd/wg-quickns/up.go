@@ -68,6 +68,11 @@ func (a app) up(ctx context.Context, arg string) error {
 		}
 	}
 	s.place = p
+	if len(t.cfg.DNS) > 0 && p.resolvConf() { // what DNS= is refused for is known before anything is done
+		if _, err := s.resolvStep(ctx); err != nil {
+			return err
+		}
+	}
 	head, err := s.header()
 	if err != nil {
 		return err

@@ -10,11 +10,14 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"wg-quickns/internal/plan"
 )
 
 // claims are the tunnels that want a resolv.conf, the last of which has it: two
-// may share a namespace and go down in any order. They are kept in a file beside
-// the namespace's folder, for everything in that is bound over /etc.
+// may share a namespace and go down in any order. They are kept in plan.Resolv's
+// Claims, else in a file beside the namespace's folder, for everything in that is
+// bound over /etc.
 type claims struct {
 	Old      *string  `json:"old,omitempty"` // what was there before the first
 	MadeDirs []string `json:"madeDirs,omitempty"`
@@ -25,9 +28,12 @@ type claims struct {
 }
 
 // openClaims locks and reads the claims on a resolv.conf; there may be none.
-func openClaims(path string) (_ *claims, err error) {
-	dir, name := filepath.Split(filepath.Dir(path))
+func openClaims(s plan.Resolv) (_ *claims, err error) {
+	dir, name := filepath.Split(filepath.Dir(s.Path))
 	c := &claims{path: filepath.Join(dir, scratch+name)}
+	if s.Claims != "" {
+		dir, c.path = filepath.Dir(s.Claims), s.Claims
+	}
 	if c.lock, err = os.Open(dir); err != nil {
 		return nil, err
 	}

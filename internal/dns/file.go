@@ -143,8 +143,8 @@ func existsResolv(s plan.Resolv) (bool, error) {
 	if !s.Delete {
 		return false, nil
 	}
-	if !s.InPlace {
-		if c, err := openClaims(s.Path); err == nil {
+	if claimed(s) {
+		if c, err := openClaims(s); err == nil {
 			defer c.close()
 			if c.find(resolvText(s.Servers, s.Search)) >= 0 {
 				return true, nil
@@ -159,6 +159,10 @@ func existsResolv(s plan.Resolv) (bool, error) {
 	return false, nil
 }
 
+// claimed says whether claims are kept: a record of an older version has none of
+// a file in place.
+func claimed(s plan.Resolv) bool { return !s.InPlace || s.Claims != "" }
+
 func doResolv(s plan.Resolv) (err error) {
 	text := resolvText(s.Servers, s.Search)
 	if s.Delete {
@@ -168,18 +172,22 @@ func doResolv(s plan.Resolv) (err error) {
 	if err != nil {
 		return err
 	}
-	if s.InPlace {
+	if !claimed(s) {
 		return writeResolv(s, text)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, removeEmpty(dirs))
+	if s.InPlace {
+		dirs = nil
+	} else {
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, removeEmpty(dirs))
+			}
+		}()
+		if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
+			return fmt.Errorf("make the folder of %s: %w", s.Path, err)
 		}
-	}()
-	if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
-		return fmt.Errorf("make the folder of %s: %w", s.Path, err)
 	}
-	c, err := openClaims(s.Path)
+	c, err := openClaims(s)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", s.Path, err)
 	}
@@ -202,8 +210,8 @@ func doResolv(s plan.Resolv) (err error) {
 // other tunnels want the file it is theirs then.
 func undoResolv(s plan.Resolv, text string) error {
 	old, dirs := s.Old, s.MadeDirs
-	if !s.InPlace {
-		c, err := openClaims(s.Path)
+	if claimed(s) {
+		c, err := openClaims(s)
 		if errors.Is(err, fs.ErrNotExist) {
 			return removeEmpty(dirs)
 		} else if err != nil {
@@ -226,9 +234,11 @@ func undoResolv(s plan.Resolv, text string) error {
 		if err := putBack(s, old); err != nil {
 			return err
 		}
-		left, _ := filepath.Glob(filepath.Join(filepath.Dir(s.Path), scratch+"*"))
-		for _, f := range left { // of a write that was cut short
-			os.Remove(f)
+		if !s.InPlace {
+			left, _ := filepath.Glob(filepath.Join(filepath.Dir(s.Path), scratch+"*"))
+			for _, f := range left { // of a write that was cut short
+				os.Remove(f)
+			}
 		}
 		if err := c.save(); err != nil {
 			return fmt.Errorf("take back %s: %w", s.Path, err)

@@ -343,6 +343,9 @@ type Resolv struct {
 	// InPlace writes into the file instead of renaming one over it: a container's
 	// is a mount point.
 	InPlace bool `json:"inPlace,omitempty"`
+	// Claims is where several tunnels that want the file are kept; "": beside its
+	// folder, which a container must not have.
+	Claims string `json:"claims,omitempty"`
 }
 
 func (Resolv) Kind() string { return KindResolv }

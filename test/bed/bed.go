@@ -298,3 +298,34 @@ func Wait(d time.Duration, ok func() bool) bool {
 	}
 	return true
 }
+
+// Container starts a process as an engine has them: with a network namespace of
+// its own, or that given, and an /etc of its own. It ends with the test.
+func Container(t testing.TB, n *ns.NS) *exec.Cmd {
+	t.Helper()
+	argv := []string{"unshare", "--mount", "--net", "sh", "-ec", `mount -t tmpfs etc /etc
+		echo "nameserver 198.51.100.53" >/etc/resolv.conf
+		exec sleep 1000`}
+	c := exec.Command(argv[0], argv[1:]...)
+	if n != nil {
+		c = n.Cmd(slices.Delete(argv, 2, 3)...)
+	}
+	check(t, c.Start())
+	t.Cleanup(func() { End(c) })
+	Sleeps(c)
+	return c
+}
+
+// Sleeps waits until a command has come to be sleep(1).
+func Sleeps(c *exec.Cmd) {
+	Wait(10*time.Second, func() bool {
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.Process.Pid))
+		return string(comm) == "sleep\n"
+	})
+}
+
+// End kills a command, if it has not ended.
+func End(c *exec.Cmd) {
+	c.Process.Kill()
+	c.Wait()
+}

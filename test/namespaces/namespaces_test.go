@@ -119,11 +119,8 @@ func sleeper(w world, name string) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		w.Fatal(err)
 	}
-	w.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	bed.Wait(10e9, func() bool {
-		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
-		return string(comm) == "sleep\n"
-	})
+	w.Cleanup(func() { bed.End(cmd) })
+	bed.Sleeps(cmd)
 	return cmd
 }
 
@@ -279,8 +276,7 @@ func TestBusy(t *testing.T) {
 	w.want(0, w.Up("wg0"))
 	p := sleeper(w, "box")
 	w.want(1, w.Down("wg0"), "sleep (PID "+strconv.Itoa(p.Process.Pid)+")", "ip netns delete box")
-	p.Process.Kill()
-	p.Wait()
+	bed.End(p)
 	w.want(0, w.Down("wg0"))
 	w.same(before)
 }
@@ -295,18 +291,10 @@ func TestGone(t *testing.T) {
 	w.want(0, w.Down("wg0"))
 	w.becomes(before)
 
-	held := exec.Command("unshare", "--net", "sleep", "1000")
-	if err := held.Start(); err != nil {
-		t.Fatal(err)
-	}
-	bed.Wait(10e9, func() bool {
-		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", held.Process.Pid))
-		return string(comm) == "sleep\n"
-	})
+	held := in(w, 0)
 	w.Config(t, "wg0", config(1, fmt.Sprint("Namespace = ", held.Process.Pid)))
 	w.want(0, w.Up("wg0"))
-	held.Process.Kill()
-	held.Wait()
+	bed.End(held)
 	w.want(0, w.Down("wg0"))
 	w.becomes(before)
 }
@@ -340,35 +328,28 @@ func in(w world, pid int) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		w.Fatal(err)
 	}
-	w.Cleanup(func() { end(cmd) })
-	bed.Wait(10e9, func() bool {
-		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
-		return string(comm) == "sleep\n"
-	})
+	w.Cleanup(func() { bed.End(cmd) })
+	bed.Sleeps(cmd)
 	return cmd
 }
 
-func end(cmd *exec.Cmd) {
-	cmd.Process.Kill()
-	cmd.Wait()
-}
-
 // reuse starts a process in the bed that has the number of one that ended.
-func (w world) reuse(pid int) *exec.Cmd {
+func (w world) reuse(pid int, argv ...string) *exec.Cmd {
 	w.Helper()
 	for range 100 { // others start processes too
 		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0); err != nil {
 			w.Fatal(err)
 		}
-		cmd := exec.Command("sleep", "1000")
+		cmd := exec.Command(argv[0], argv[1:]...)
 		if err := w.NS.Do(cmd.Start); err != nil {
 			w.Fatal(err)
 		}
 		if cmd.Process.Pid == pid {
-			w.Cleanup(func() { end(cmd) })
+			w.Cleanup(func() { bed.End(cmd) })
+			bed.Sleeps(cmd)
 			return cmd
 		}
-		end(cmd)
+		bed.End(cmd)
 	}
 	w.Fatalf("no process got the number %d", pid)
 	return nil
@@ -388,11 +369,11 @@ func TestReused(t *testing.T) {
 		was := ns.Run(t, "nsenter", "--net="+home, "ip", "-br", "link")
 		w.Config(t, "wg0", config(1, fmt.Sprint("Namespace = pid:", pid)))
 		w.want(0, w.Up("wg0"))
-		end(first)
+		bed.End(first)
 		if !lives {
-			end(second)
+			bed.End(second)
 		}
-		other := w.reuse(pid)
+		other := w.reuse(pid, "sleep", "1000")
 		r := w.Bed.Run(nil, w.Program, "exec", "wg0", "--", "ls", "/sys/class/net")
 		if lives {
 			w.want(0, r, "wg0")
@@ -405,8 +386,60 @@ func TestReused(t *testing.T) {
 			w.want(1, r, "is gone")
 			w.want(0, w.Down("wg0"))
 		}
-		end(other)
+		bed.End(other)
 		w.becomes(before)
+	}
+}
+
+// TestContainerDNS: DNS= in a container is written into its resolv.conf, which two
+// tunnels share in any order, and which is left alone once the container is gone.
+func TestContainerDNS(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	c := bed.Container(t, nil)
+	file := fmt.Sprintf("/proc/%d/root/etc/resolv.conf", c.Process.Pid)
+	holds := func(text string) {
+		t.Helper()
+		if got, err := os.ReadFile(file); err != nil || string(got) != text {
+			t.Errorf("resolv.conf is %q, want %q (%v)", got, text, err)
+		}
+	}
+	const was, first, second = "nameserver 198.51.100.53\n", "nameserver 10.1.0.1\n", "nameserver 10.2.0.1\nsearch example.com\n"
+	keys := fmt.Sprintf("Namespace = %d\nTable = off\nDNS = ", c.Process.Pid)
+	w.Config(t, "wga", config(1, keys+"10.1.0.1"))
+	w.Config(t, "wgb", config(2, keys+"10.2.0.1, example.com"))
+	for _, order := range [][]string{{"wga", "wgb"}, {"wgb", "wga"}} {
+		w.want(0, w.Up("wga"))
+		holds(first)
+		w.want(0, w.Up("wgb"))
+		holds(second)
+		w.want(0, w.Down(order[0]))
+		holds(map[string]string{"wga": second, "wgb": first}[order[0]])
+		w.want(0, w.Down(order[1]))
+		holds(was)
+		w.same(before)
+	}
+	w.want(0, w.Up("wgb"))
+	w.want(0, w.Bed.Run(nil, w.Program, "save", "wgb"))
+	if saved, err := os.ReadFile("/etc/wireguard/wgb.conf"); err != nil || !strings.Contains(string(saved), "DNS = 10.2.0.1\nDNS = example.com\n") {
+		t.Errorf("saved, %v:\n%s", err, saved)
+	}
+	bed.End(c)
+	// A process of that number has an /etc with the very same text, which is its own.
+	other := w.reuse(c.Process.Pid, "unshare", "--mount", "sh", "-ec", `mount -t tmpfs etc /etc; printf "$0" >/etc/resolv.conf; exec sleep 1000`, second)
+	w.want(0, w.Down("wgb"))
+	holds(second)
+	bed.End(other)
+	w.becomes(before)
+
+	// It would be this machine's own file.
+	shares := in(w, 0)
+	for _, target := range []string{fmt.Sprint("pid:", shares.Process.Pid), fmt.Sprintf("/proc/%d/ns/net", shares.Process.Pid)} {
+		w.Config(t, "wgb", config(2, "Namespace = "+target+"\nDNS = 10.2.0.1"))
+		if r := w.Up("wgb"); r.Code != 1 || !strings.Contains(r.Output, "wgb.conf:2: DNS=") || strings.Contains(r.Output, "[#]") {
+			t.Errorf("DNS= with %s: %v", target, r)
+		}
+		w.same(before)
 	}
 }
 
