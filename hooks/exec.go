@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,12 +21,14 @@ import (
 
 // Credentials are whom a program runs as.
 type Credentials struct {
-	UID, GID int
-	Groups   []int // supplementary
+	UID, GID   int
+	Groups     []int  // supplementary
+	Name, Home string // "" of a user without an entry
 }
 
 // CallingUser is the user who called us by sudo(8), found by SUDO_UID and SUDO_GID
-// in env, else the user that we are. Supplementary groups are those of /etc/group.
+// in env, else the user that we are. The groups are those of the process that
+// called sudo: a login may have fewer or more of them than the user has by now.
 func CallingUser(env []string) (Credentials, error) {
 	var uid, gid string
 	for _, v := range env {
@@ -39,7 +43,7 @@ func CallingUser(env []string) (Credentials, error) {
 		if err != nil {
 			return Credentials{}, fmt.Errorf("read our groups: %w", err)
 		}
-		return Credentials{os.Getuid(), os.Getgid(), groups}, nil
+		return Credentials{UID: os.Getuid(), GID: os.Getgid(), Groups: groups}, nil
 	}
 	var c Credentials
 	var err error
@@ -49,48 +53,130 @@ func CallingUser(env []string) (Credentials, error) {
 	if c.GID, err = number(gid); err != nil {
 		return Credentials{}, fmt.Errorf("SUDO_GID: %w", err)
 	}
-	u, err := user.LookupId(strconv.Itoa(c.UID))
-	if unknown := user.UnknownUserIdError(0); errors.As(err, &unknown) {
+	entry, known := lookup(user.LookupId, uid)
+	if known {
+		c.Name, c.Home = entry.Username, entry.HomeDir
+	}
+	var found bool
+	if c.Groups, found = ancestorGroups(c.UID, c.GID); found {
+		return c, nil
+	}
+	if !known {
 		c.Groups = []int{c.GID} // a user without an entry has no groups either
 		return c, nil
-	} else if err != nil {
-		return Credentials{}, fmt.Errorf("look up user %d: %w", c.UID, err)
 	}
-	c.Groups, err = groups(u)
+	c.Groups, err = groups(entry)
 	return c, err
 }
 
-// LookupUser finds a user of /etc/passwd by name or number.
+// LookupUser finds a user by name or number, in /etc/passwd or where nsswitch.conf(5) says.
 func LookupUser(name string) (Credentials, error) {
-	u, err := user.Lookup(name)
-	if unknown := user.UnknownUserError(""); errors.As(err, &unknown) {
-		if _, bad := number(name); bad == nil {
-			u, err = user.LookupId(name)
-		}
+	entry, known := lookup(user.Lookup, name)
+	if _, bad := number(name); !known && bad == nil {
+		entry, known = lookup(user.LookupId, name)
 	}
-	if err != nil {
-		return Credentials{}, fmt.Errorf("look up user `%s': %w", name, err)
+	if !known {
+		return Credentials{}, fmt.Errorf("there is no user `%s'", name)
 	}
-	var c Credentials
-	if c.UID, err = number(u.Uid); err != nil {
+	c := Credentials{Name: entry.Username, Home: entry.HomeDir}
+	var err error
+	if c.UID, err = number(entry.Uid); err != nil {
 		return Credentials{}, fmt.Errorf("user `%s': %w", name, err)
 	}
-	if c.GID, err = number(u.Gid); err != nil {
+	if c.GID, err = number(entry.Gid); err != nil {
 		return Credentials{}, fmt.Errorf("group of user `%s': %w", name, err)
 	}
-	c.Groups, err = groups(u)
+	c.Groups, err = groups(entry)
 	return c, err
 }
 
+// lookup finds a user in /etc/passwd, else by getent(1), which asks the other
+// sources of nsswitch.conf(5) too: this program links no C library that would.
+func lookup(local func(string) (*user.User, error), key string) (*user.User, bool) {
+	if u, err := local(key); err == nil {
+		return u, true
+	}
+	if strings.HasPrefix(key, "-") { // it would be an option
+		return nil, false
+	}
+	// not by PATH, which is the caller's
+	line, err := exec.Command("/usr/bin/getent", "passwd", key).Output()
+	f := strings.Split(strings.TrimSuffix(string(line), "\n"), ":")
+	if err != nil || len(f) != 7 || f[0] != key && f[2] != key {
+		return nil, false
+	}
+	return &user.User{Username: f[0], Uid: f[2], Gid: f[3], HomeDir: f[5]}, true
+}
+
+// groups lists a user's groups by id(1), for the same reason, else by /etc/group.
 func groups(u *user.User) ([]int, error) {
-	ids, err := u.GroupIds()
-	if err != nil {
+	var ids []string
+	if out, err := exec.Command("/usr/bin/id", "-G", u.Username).Output(); err == nil {
+		ids = strings.Fields(string(out))
+	} else if ids, err = u.GroupIds(); err != nil {
 		return nil, fmt.Errorf("look up the groups of user `%s': %w", u.Username, err)
 	}
+	return numbers(ids)
+}
+
+// ancestorGroups are the groups of the nearest of the processes that we come from
+// that is the user's alone (proc(5), /proc/PID/status).
+func ancestorGroups(uid, gid int) ([]int, bool) {
+	for pid := os.Getppid(); pid > 0; {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return nil, false
+		}
+		fields := map[string][]string{}
+		for line := range strings.Lines(string(text)) {
+			key, value, _ := strings.Cut(line, ":")
+			fields[key] = strings.Fields(value)
+		}
+		all := func(key string, id int) bool { // real, effective, saved and of the file system
+			return slices.Equal(fields[key], slices.Repeat([]string{strconv.Itoa(id)}, 4))
+		}
+		if all("Uid", uid) && all("Gid", gid) {
+			list, err := numbers(fields["Groups"])
+			return list, err == nil
+		}
+		if len(fields["PPid"]) != 1 {
+			return nil, false
+		}
+		if pid, err = strconv.Atoi(fields["PPid"][0]); err != nil {
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+// Environ is env as the user's own processes have it: sudo(8) says that USER,
+// LOGNAME and HOME are root's, which are then replaced. All else stays.
+func (c Credentials) Environ(env []string) []string {
+	if c.UID == 0 || c.Name == "" {
+		return env
+	}
+	root := "/root"
+	if u, err := user.LookupId("0"); err == nil {
+		root = u.HomeDir
+	}
+	env = slices.Clone(env)
+	for i, v := range env {
+		switch v {
+		case "USER=root", "LOGNAME=root":
+			env[i] = strings.TrimSuffix(v, "root") + c.Name
+		case "HOME=" + root:
+			env[i] = "HOME=" + c.Home
+		}
+	}
+	return env
+}
+
+func numbers(ids []string) ([]int, error) {
 	list := make([]int, len(ids))
 	for i, id := range ids {
+		var err error
 		if list[i], err = number(id); err != nil {
-			return nil, fmt.Errorf("groups of user `%s': %w", u.Username, err)
+			return nil, err
 		}
 	}
 	return list, nil

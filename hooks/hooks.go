@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -120,9 +121,9 @@ die() { printf '%s: %s\n' "$PROGRAM" "$*" >&2; exit 1; }
 
 var (
 	// variableName is what bash takes as one.
-	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	variableName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`) })
 	// functionOnly matches what bash allows in a function only.
-	functionOnly = regexp.MustCompile(`\b(local|return|FUNCNAME)\b`)
+	functionOnly = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\b(local|return|FUNCNAME)\b`) })
 )
 
 // phaseArray names the array that holds the hooks of each phase.
@@ -164,13 +165,13 @@ func (d Doer) script(h plan.Hook, program string) (string, error) {
 	b.WriteString("unset REPLY WG_CONFIG\n")
 	fmt.Fprintf(&b, "WG_CONFIG=%s\n", quote(d.WGConfig))
 	for _, name := range slices.Sorted(maps.Keys(vars)) {
-		if !variableName.MatchString(name) {
+		if !variableName().MatchString(name) {
 			return "", fmt.Errorf("hook `%s': bad variable name `%s'", h.Command, name)
 		}
 		fmt.Fprintf(&b, "%s=%s\n", name, quote(vars[name]))
 	}
 	for _, name := range slices.Sorted(maps.Keys(arrays)) {
-		if !variableName.MatchString(name) {
+		if !variableName().MatchString(name) {
 			return "", fmt.Errorf("hook `%s': bad variable name `%s'", h.Command, name)
 		}
 		fmt.Fprintf(&b, "%s=(", name)
@@ -186,7 +187,7 @@ func (d Doer) script(h plan.Hook, program string) (string, error) {
 	if name := phaseArray(h.Phase); name != "" {
 		args = ` "${` + name + `[@]}"`
 	}
-	if functionOnly.MatchString(h.Command) {
+	if functionOnly().MatchString(h.Command) {
 		fmt.Fprintf(&b, "execute_hooks() {\n(eval \"$hook\")\n}\nexecute_hooks%s\n", args)
 	} else {
 		// not in a function, since bash would say "environment:" instead of $0 in its

@@ -37,6 +37,14 @@ func TestMain(m *testing.M) {
 		ns.Isolate()
 		runExec(os.Args[2], os.Args[3:])
 	}
+	if len(os.Args) > 2 && os.Args[1] == "show-caller" {
+		c, err := CallingUser(os.Args[2:])
+		fmt.Println(c.UID, c.GID, c.Groups, c.Name, c.Home)
+		if err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) == 3 && os.Args[1] == "run-hooks" {
 		ns.Isolate()
 		os.Exit(runJob(os.Args[2]))

@@ -7,9 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -261,7 +264,7 @@ func executed(e execution, argv ...string) *exec.Cmd {
 func testUser(t *testing.T) Credentials {
 	t.Helper()
 	for path, text := range map[string]string{
-		"/etc/passwd": "tester:x:4242:4243::/:/bin/sh\n4244:x:4245:4246::/:/bin/sh\n", "/etc/group": "tester:x:4243:\nb:x:77:x,tester\na:x:66:tester\n",
+		"/etc/passwd": "tester:x:4242:4243::/home/tester:/bin/sh\n4244:x:4245:4246::/:/bin/sh\n", "/etc/group": "tester:x:4243:\nb:x:77:x,tester\na:x:66:tester\n",
 	} {
 		old, err := os.ReadFile(path)
 		if err != nil {
@@ -270,7 +273,7 @@ func testUser(t *testing.T) Credentials {
 		write(t, path, string(old)+text)
 		t.Cleanup(func() { os.WriteFile(path, old, 0o644) })
 	}
-	return Credentials{4242, 4243, []int{4243, 77, 66}}
+	return Credentials{4242, 4243, []int{4243, 77, 66}, "tester", "/home/tester"}
 }
 
 func TestUsers(t *testing.T) {
@@ -278,7 +281,7 @@ func TestUsers(t *testing.T) {
 	same := func(a, b Credentials) bool {
 		slices.Sort(a.Groups)
 		slices.Sort(b.Groups)
-		return a.UID == b.UID && a.GID == b.GID && slices.Equal(a.Groups, b.Groups)
+		return a.UID == b.UID && a.GID == b.GID && slices.Equal(a.Groups, b.Groups) && a.Name == b.Name && a.Home == b.Home
 	}
 	check := func(what string, got Credentials, err error, want Credentials) {
 		t.Helper()
@@ -290,9 +293,9 @@ func TestUsers(t *testing.T) {
 	got, err := CallingUser([]string{"SUDO_UID=4242", "SUDO_GID=4243"})
 	check("by sudo", got, err, tester)
 	got, err = CallingUser([]string{"SUDO_UID=99999", "SUDO_GID=99"})
-	check("by sudo, without an entry", got, err, Credentials{99999, 99, []int{99}})
+	check("by sudo, without an entry", got, err, Credentials{UID: 99999, GID: 99, Groups: []int{99}})
 	got, err = CallingUser([]string{"HOME=/"})
-	check("without sudo", got, err, Credentials{0, 0, own})
+	check("without sudo", got, err, Credentials{Groups: own})
 	for _, bad := range [][]string{{"SUDO_UID=4242"}, {"SUDO_UID=x", "SUDO_GID=1"}, {"SUDO_UID=4294967295", "SUDO_GID=1"}, {"SUDO_UID=1", "SUDO_GID=-1"}} {
 		if got, err := CallingUser(bad); err == nil {
 			t.Errorf("%q: got %+v", bad, got)
@@ -303,56 +306,145 @@ func TestUsers(t *testing.T) {
 	got, err = LookupUser("4242")
 	check("number", got, err, tester)
 	got, err = LookupUser("4244") // a name first
-	check("number that is a name", got, err, Credentials{4245, 4246, []int{4246}})
-	for _, bad := range []string{"", "nobody-such", "99999", "-1", "4294967295"} {
+	check("number that is a name", got, err, Credentials{4245, 4246, []int{4246}, "4244", "/"})
+	for _, bad := range []string{"", "nobody-such", "99999", "-1", "-s", "4294967295"} {
 		if got, err := LookupUser(bad); err == nil {
 			t.Errorf("%q: got %+v", bad, got)
 		}
 	}
 }
 
-// probe shows all that Exec sets, of a process that it executed.
-const probe = `grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|SigBlk|SigIgn):' /proc/self/status; ulimit -n; exec ls /proc/self/fd`
+// TestUsersElsewhere: users that only another source of nsswitch.conf(5) has.
+func TestUsersElsewhere(t *testing.T) {
+	testUser(t)
+	for path, script := range map[string]string{
+		"/usr/bin/getent": `#!/bin/sh
+[ "$*" = "passwd far" ] || [ "$*" = "passwd 5000" ] || exit 2
+echo far:x:5000:5001:Far Away:/home/far:/bin/sh
+`,
+		"/usr/bin/id": `#!/bin/sh
+case $* in "-G far") echo 5001 7 ;; "-G tester") echo 4243 66 77 8 ;; *) exit 1 ;; esac
+`,
+	} {
+		stub := t.TempDir() + "/program"
+		if err := os.WriteFile(stub, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(stub, path, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(path, unix.MNT_DETACH) })
+	}
+	far := Credentials{5000, 5001, []int{5001, 7}, "far", "/home/far"}
+	for _, name := range []string{"far", "5000"} {
+		if got, err := LookupUser(name); err != nil || !reflect.DeepEqual(got, far) {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+	}
+	if got, err := CallingUser([]string{"SUDO_UID=5000", "SUDO_GID=5001"}); err != nil || !reflect.DeepEqual(got, far) {
+		t.Errorf("by sudo: got %+v, %v", got, err)
+	}
+	if got, err := LookupUser("tester"); err != nil || !slices.Equal(got.Groups, []int{4243, 66, 77, 8}) {
+		t.Errorf("groups of a local user: %+v, %v", got, err)
+	}
+}
 
-// TestExec compares a process with one of the user's own, many times, since what
-// goes wrong with threads goes wrong sometimes.
-func TestExec(t *testing.T) {
-	tester := testUser(t)
-	n := blue(t, nil)
-	link, err := os.Readlink("/proc/self/ns/net")
+// TestCallersGroups: a process that has groups which no list knows of calls sudo.
+func TestCallersGroups(t *testing.T) {
+	testUser(t)
+	sudo := "/run/sudo-stand-in" // set-uid root, as sudo is
+	data, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(n.Path(), &st); err != nil {
+	if err := os.WriteFile(sudo, data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	inside := fmt.Sprintf("net:[%d]\n", st.Ino)
+	t.Cleanup(func() { os.Remove(sudo) })
+	if err := os.Chmod(sudo, os.ModeSetuid|0o755); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(uid int) ns.Result {
+		return ns.Try(exec.Command("setpriv", "--reuid=4242", "--regid=4243", "--groups=5,6", "bash", "-c",
+			fmt.Sprintf("bash -c '%s show-caller SUDO_UID=%d SUDO_GID=4243; true'; true", sudo, uid)))
+	}
+	if got, want := ask(4242), "4242 4243 [5 6] tester /home/tester\n"; got.Stdout != want {
+		t.Errorf("got %+v, want %s", got, want)
+	}
+	if got, want := ask(4245), "4245 4243 [4246] 4244 /\n"; got.Stdout != want { // none of the processes is that user's
+		t.Errorf("got %+v, want %s", got, want)
+	}
+}
+
+func TestEnviron(t *testing.T) {
+	env := []string{"HOME=/root", "USER=root", "LOGNAME=root", "X=root", "HOMEX=/root", "USER=other"}
+	got := Credentials{UID: 7, Name: "u", Home: "/h"}.Environ(env)
+	if want := []string{"HOME=/h", "USER=u", "LOGNAME=u", "X=root", "HOMEX=/root", "USER=other"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for _, c := range []Credentials{{UID: 7}, {UID: 0, Name: "toor", Home: "/"}} {
+		if got := c.Environ(env); !slices.Equal(got, env) {
+			t.Errorf("%+v: got %q", c, got)
+		}
+	}
+}
+
+// probe shows all that Exec sets, of a process that it executed: by a shell alone,
+// as it runs ten thousand times.
+const probe = `while read -r key value; do case $key in Uid:|Gid:|Groups:|Cap???:|NoNewPrivs:|SigBlk:|SigIgn:) echo $key $value ;; esac
+done </proc/self/status
+ulimit -n; echo /proc/self/fd/*; [ /proc/self/ns/net -ef "$0" ] && echo inside; echo "$PWD"`
+
+// TestExec compares a process with one of the user's own, many times, since what
+// goes wrong with threads goes wrong sometimes: 10 000 times with WGQ_EXEC_FULL=1.
+func TestExec(t *testing.T) {
+	tester := testUser(t)
+	n := blue(t, nil)
 	credential := &syscall.Credential{Uid: 4242, Gid: 4243, Groups: []uint32{4243, 77, 66}}
-	own := exec.Command("bash", "-c", probe)
+	own := exec.Command("sh", "-c", probe, "/proc/self/ns/net")
 	own.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+	own.Dir = "/usr/lib"
 	if err := proc.CloseOnExec(); err != nil { // what the test was started with
 		t.Fatal(err)
 	}
 	want := ns.Try(own)
-	if want.Code != 0 || !strings.Contains(want.Stdout, "CapEff:\t0000000000000000") || !strings.HasSuffix(want.Stdout, "\n0\n1\n2\n3\n") {
+	lines := strings.Split(want.Stdout, "\n")
+	if want.Code != 0 || len(lines) != 16 || !slices.Contains(lines, "CapEff: 0000000000000000") || lines[12] != "/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3" {
 		t.Fatalf("the user's own process: %+v", want)
 	}
-	for i := range 200 {
-		c := executed(execution{NS: n.Path(), User: &tester}, "bash", "-c", "readlink /proc/self/ns/net; "+probe)
-		if i%2 == 1 { // with inheritable and ambient capabilities
-			path, err := exec.LookPath("setpriv")
-			if err != nil {
-				t.Fatal(err)
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := 300
+	if os.Getenv("WGQ_EXEC_FULL") != "" {
+		runs = 10_000
+	}
+	var good atomic.Int32
+	var workers sync.WaitGroup
+	for worker := range 2 {
+		workers.Go(func() {
+			for i := worker; i < runs && !t.Failed(); i += 2 {
+				c := executed(execution{NS: n.Path(), User: &tester}, "sh", "-c", probe, n.Path())
+				if i%4 < 2 { // with inheritable and ambient capabilities
+					c.Path, c.Args = setpriv, append([]string{"setpriv", "--inh-caps=+net_admin,+chown", "--ambient-caps=+net_admin,+chown"}, c.Args...)
+					c.Args[3], _ = os.Executable()
+				}
+				c.Dir = "/usr/lib"
+				c.ExtraFiles = []*os.File{os.Stdin, os.Stdin} // open without close-on-exec
+				if got := ns.Try(c); got != want {
+					t.Errorf("run %d: got %+v, want %+v", i, got, want)
+					return
+				}
+				good.Add(1)
 			}
-			c.Path, c.Args = path, append([]string{"setpriv", "--inh-caps=+net_admin,+chown", "--ambient-caps=+net_admin,+chown"}, c.Args...)
-			c.Args[3], _ = os.Executable()
-		}
-		c.ExtraFiles = []*os.File{os.Stdin, os.Stdin} // open without close-on-exec
-		got := ns.Try(c)
-		if got.Code != 0 || got.Stdout != inside+want.Stdout {
-			t.Fatalf("run %d: got %+v, want\n%s%s", i, got, inside, want.Stdout)
-		}
+		})
+	}
+	workers.Wait()
+	t.Logf("%d of %d", good.Load(), runs)
+	link, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
 	}
 	// root in our own namespace keeps what is permitted, and inherits nothing
 	c := executed(execution{User: &Credentials{}}, "bash", "-c", "readlink /proc/self/ns/net; grep -E '^Cap(Inh|Amb)' /proc/self/status; id -u")
@@ -364,7 +456,7 @@ func TestExec(t *testing.T) {
 func TestExecFolder(t *testing.T) {
 	n := blue(t, map[string]string{"resolv.conf": ""})
 	write(t, "/etc/resolv.conf", "")
-	tester := Credentials{4242, 4243, nil}
+	tester := Credentials{UID: 4242, GID: 4243}
 	open, closed := "/run/open", "/run/closed"
 	for dir, mode := range map[string]os.FileMode{open: 0o755, closed: 0o700} {
 		if err := os.Mkdir(dir, mode); err != nil {

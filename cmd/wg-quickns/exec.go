@@ -53,7 +53,7 @@ func parseExec(args []string, shell bool) (r execRequest, err error) {
 				r.namespace = v
 			}
 			continue
-		case args[0] == "--" && r.arg != "" && !shell:
+		case args[0] == "--" && !shell && (r.arg != "" || r.namespace != ""):
 			r.argv = args[1:]
 			args = args[:1]
 			continue
@@ -94,13 +94,14 @@ func (a app) exec(ctx context.Context, args []string, shell bool) error {
 	if err != nil {
 		return err
 	}
+	env := user.Environ(os.Environ())
 	if shell {
 		r.argv = []string{"/bin/sh"}
 		if sh := os.Getenv("SHELL"); sh != "" {
 			r.argv[0] = sh
 		}
 	}
-	return hooks.Exec(string(ns), hooks.ExecOptions{User: &user, Argv: r.argv})
+	return hooks.Exec(string(ns), hooks.ExecOptions{User: &user, Argv: r.argv, Env: env})
 }
 
 // execNamespace is the namespace asked for: by default the interface's own if it
