@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -27,28 +27,16 @@ func container(ctx context.Context, engine string, sockets []string, name string
 	if socket == "" {
 		return 0, fmt.Errorf("no API socket at %s: %w (hint: systemctl start %s.socket)", strings.Join(sockets, " or "), fs.ErrNotExist, engine)
 	}
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-	}
-	u := url.URL{Scheme: "http", Host: engine, Path: "/containers/" + name + "/json", RawPath: "/containers/" + url.PathEscape(name) + "/json"}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return 0, err
-	}
-	resp, err := transport.RoundTrip(req)
+	status, body, err := get(ctx, socket, engine, "/containers/"+url.PathEscape(name)+"/json")
 	if err != nil {
 		return 0, fmt.Errorf("ask %s at %s: %w", engine, socket, err)
 	}
-	defer resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
+	switch code, _, _ := strings.Cut(status, " "); code {
+	case "200":
+	case "404":
 		return 0, fmt.Errorf("%s has no container of that name", engine)
 	default:
-		return 0, fmt.Errorf("ask %s at %s: %s", engine, socket, resp.Status)
+		return 0, fmt.Errorf("ask %s at %s: %s", engine, socket, status)
 	}
 	var answer struct {
 		State *struct {
@@ -57,8 +45,7 @@ func container(ctx context.Context, engine string, sockets []string, name string
 			Status  string
 		}
 	}
-	// Real answers are some ten KiB long.
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(&answer); err != nil {
+	if err := json.Unmarshal(body, &answer); err != nil {
 		return 0, fmt.Errorf("read the answer of %s: %w", engine, err)
 	}
 	switch s := answer.State; {
@@ -71,4 +58,36 @@ func container(ctx context.Context, engine string, sockets []string, name string
 	default:
 		return s.Pid, nil
 	}
+}
+
+// maxAnswer bounds an engine's answer; real ones are some ten KiB long.
+const maxAnswer = 16 << 20
+
+// get is a GET of HTTP/1.0, whose answer ends with the connection; status is its
+// code and phrase. It stands here because net/http, with all of TLS, would make each
+// start of this program slower.
+func get(ctx context.Context, socket, host, path string) (status string, body []byte, err error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return "", nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var answer []byte
+	if _, err = fmt.Fprintf(conn, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", path, host); err == nil {
+		answer, err = io.ReadAll(io.LimitReader(conn, maxAnswer))
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	head, body, whole := bytes.Cut(answer, []byte("\r\n\r\n"))
+	line, _, _ := strings.Cut(string(head), "\r\n")
+	version, status, ok := strings.Cut(line, " ")
+	if !whole || !ok || !strings.HasPrefix(version, "HTTP/1.") {
+		return "", nil, errors.New("the answer is not HTTP")
+	}
+	return status, body, nil
 }

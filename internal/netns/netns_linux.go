@@ -101,7 +101,7 @@ func Identify(ns string) (ID, error) {
 	if err := unix.Stat("/proc/1/ns/net", &st); err == nil {
 		id.Init = id.Dev == uint64(st.Dev) && id.Inode == st.Ino
 	}
-	err = DoFile(f, func() error {
+	cookie := func() error {
 		s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("identify network namespace %s: %w", f.Name(), err)
@@ -110,7 +110,12 @@ func Identify(ns string) (ID, error) {
 		// An older kernel has no cookie: the inode must do there.
 		id.Cookie, _ = unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 		return nil
-	})
+	}
+	if ns == "" { // the thread is there already
+		err = cookie()
+	} else {
+		err = DoFile(f, cookie)
+	}
 	return id, err
 }
 
