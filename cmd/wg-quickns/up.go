@@ -138,7 +138,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			return strategies.Configure(s.name, &s.cfg.Device, s.place.Place), nil
 		}},
 		{Name: "addresses", Plan: func(ctx context.Context) ([]plan.Action, error) {
-			f, err := s.gather(ctx, s.cfg.MTU == 0)
+			f, err := s.ways(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -153,7 +153,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			if s.cfg.Table == "off" {
 				return nil, nil
 			}
-			f, err := s.gather(ctx, false)
+			f, err := s.gather(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -176,14 +176,14 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 	}})
 }
 
-// gather reads the facts, and what other tunnels' journals will put back. Nothing
-// configures the device after the first time.
-func (s *session) gather(ctx context.Context, pathMTU bool) (*facts.Facts, error) {
-	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, pathMTU && !s.place.Elsewhere(), s.device)
+// ways reads the facts that addresses and MTU follow from.
+func (s *session) ways(ctx context.Context) (*facts.Facts, error) {
+	pathMTU := s.cfg.MTU == 0
+	f, err := s.kernel.GatherWays(ctx, s.place.Target, s.name, pathMTU && !s.place.Elsewhere(), s.device)
 	if err != nil {
 		return nil, err
 	}
-	s.device = &f.Device
+	s.device = &f.Device // nothing configures it any more
 	if pathMTU && s.place.Elsewhere() {
 		// The encrypted packets' way begins where the socket is.
 		var endpoints []netip.Addr
@@ -196,6 +196,15 @@ func (s *session) gather(ctx context.Context, pathMTU bool) (*facts.Facts, error
 		if f.PathMTU, err = s.kernel.PathMTU(ctx, s.place.Birth, endpoints); err != nil {
 			return nil, err
 		}
+	}
+	return f, nil
+}
+
+// gather reads the facts, and what other tunnels' journals will put back.
+func (s *session) gather(ctx context.Context) (*facts.Facts, error) {
+	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, false, s.device)
+	if err != nil {
+		return nil, err
 	}
 	steps, err := s.others()
 	if err != nil {

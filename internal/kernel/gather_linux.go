@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,33 +20,18 @@ import (
 )
 
 // Gather reads what a strategy needs to know of ns, for the WireGuard interface
-// link. The paths' MTUs are read only if pathMTU: one question per endpoint. What
-// WireGuard says of the device is not read again if known is of the same link, from
-// a Gather since which nothing configured it: there may be many peers. A read that
-// fails is an error; only IPv6 and nf_tables may be missing.
+// link: all that GatherWays does, its addresses, the rules and the firewall. A read
+// that fails is an error; only IPv6 and nf_tables may be missing.
 func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool, known *facts.Device) (*facts.Facts, error) {
+	f, err := d.GatherWays(ctx, ns, link, pathMTU, known)
+	if err != nil {
+		return nil, err
+	}
 	sp, err := d.space(ns)
 	if err != nil {
 		return nil, err
 	}
-	f := &facts.Facts{}
-	if f.Links, err = sp.links(); err != nil {
-		return nil, err
-	}
-	l, err := sp.mustLink(link)
-	if err != nil {
-		return nil, err
-	}
-	if known != nil && known.Index == l.Index {
-		f.Device = *known
-	} else {
-		dev, kernel, err := sp.device(ctx, link)
-		if err != nil {
-			return nil, err
-		}
-		f.Device = toFacts(dev, kernel, l)
-	}
-	addrs, err := sp.addrs(l)
+	addrs, err := sp.addrs(facts.Link{Name: link, Index: f.Device.Index})
 	if err != nil {
 		return nil, err
 	}
@@ -53,9 +39,6 @@ func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool
 		f.Addrs = append(f.Addrs, facts.Addr{Prefix: p})
 	}
 	if f.IPv6, err = sp.hasIPv6(); err != nil {
-		return nil, err
-	}
-	if f.Routes, err = sp.routes(); err != nil {
 		return nil, err
 	}
 	if f.Rules, err = sp.rules(false); err != nil {
@@ -78,7 +61,39 @@ func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool
 	if f.TableNames, err = tableNames(rtTables); err != nil {
 		return nil, err
 	}
-	if _, f.NFTables, err = sp.nftTables(); err != nil {
+	_, f.NFTables, err = sp.nftTables()
+	return f, err
+}
+
+// GatherWays reads what the addresses and the MTU of a WireGuard interface follow
+// from: itself, the links and the routes of ns. The paths' MTUs are read only if
+// pathMTU: one question per endpoint. What WireGuard says of the device is not read
+// again if known is of the same link, from a reading since which nothing configured
+// it: there may be many peers. A read that fails is an error.
+func (d *Doer) GatherWays(ctx context.Context, ns plan.NS, link string, pathMTU bool, known *facts.Device) (*facts.Facts, error) {
+	sp, err := d.space(ns)
+	if err != nil {
+		return nil, err
+	}
+	f := &facts.Facts{}
+	if f.Links, err = sp.links(); err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(f.Links, func(l facts.Link) bool { return l.Name == link })
+	if i < 0 {
+		return nil, noLink(link)
+	}
+	l := f.Links[i]
+	if known != nil && known.Index == l.Index {
+		f.Device = *known
+	} else {
+		dev, kernel, err := sp.device(ctx, link)
+		if err != nil {
+			return nil, err
+		}
+		f.Device = toFacts(dev, kernel, l)
+	}
+	if f.Routes, err = sp.routes(); err != nil {
 		return nil, err
 	}
 	f.DefaultMTU = defaultMTU(f)
