@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"wg-quickns/confparse"
 )
@@ -18,10 +20,16 @@ type target struct {
 	cfg  *confparse.Config
 }
 
-var (
-	bareName = regexp.MustCompile(`^[a-zA-Z0-9_=+.-]{1,15}$`)
-	fileName = regexp.MustCompile(`(?:^|/)([a-zA-Z0-9_=+.-]{1,15})\.conf$`)
-)
+// isName says whether wg-quick takes s for an interface's name: it matches ^[a-zA-Z0-9_=+.-]{1,15}$.
+func isName(s string) bool {
+	const others = "_=+.-"
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && strings.IndexByte(others, c) < 0 {
+			return false
+		}
+	}
+	return s != "" && len(s) < unix.IFNAMSIZ
+}
 
 // message is an error in wg-quick's own words.
 type message string
@@ -37,24 +45,25 @@ func (e *errNoConfig) Error() string { return fmt.Sprintf("`%s' does not exist",
 // name comes from the path as given, before links are resolved.
 func (a app) locate(arg string) (target, error) {
 	path := arg
-	if bareName.MatchString(arg) {
+	if isName(arg) {
 		path = "/etc/wireguard/" + arg + ".conf"
 	}
 	t := target{path: path}
-	match := fileName.FindStringSubmatch(path)
+	name, isConf := strings.CutSuffix(path[strings.LastIndexByte(path, '/')+1:], ".conf")
+	isConf = isConf && isName(name)
 	_, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission) && os.Getuid() != 0:
-		if match != nil {
-			t.name = match[1]
+		if isConf {
+			t.name = name
 		}
 		return t, &errNoConfig{path}
 	case err != nil:
 		return t, fmt.Errorf("look at the config file: %w", err)
-	case match == nil || !goodName(match[1]):
+	case !isConf || !goodName(name):
 		return t, message("The config file must be a valid interface name, followed by .conf")
 	}
-	t.name = match[1]
+	t.name = name
 	if t.path, err = filepath.EvalSymlinks(path); err == nil {
 		t.path, err = filepath.Abs(t.path) // a hook may be elsewhere
 	}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -56,7 +57,7 @@ func ReadResolv(path string) (old *string, madeDirs []string, err error) {
 var errNotPlain = errors.New("not a plain file")
 
 // containerPath is a path as a process sees it, by its /proc/PID/root.
-var containerPath = regexp.MustCompile(`^(/proc/[0-9]+/root)/(.*)$`)
+var containerPath = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(/proc/[0-9]+/root)/(.*)$`) })
 
 // openPlain opens a plain file, without following a link. Links of folders in
 // another process's root lead to where they do for that process, never to ours.
@@ -64,7 +65,7 @@ func openPlain(path string, flags int) (*os.File, error) {
 	flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	var f *os.File
 	var err error
-	if m := containerPath.FindStringSubmatch(path); m != nil {
+	if m := containerPath().FindStringSubmatch(path); m != nil {
 		f, err = openIn(m[1], m[2], flags)
 	} else {
 		f, err = os.OpenFile(path, flags, 0o644)
@@ -272,7 +273,7 @@ func putBack(s plan.Resolv, old *string) error {
 
 // removeIn removes a file by its folder, which is not looked for in our own root.
 func removeIn(path string) error {
-	m := containerPath.FindStringSubmatch(path)
+	m := containerPath().FindStringSubmatch(path)
 	if m == nil {
 		return os.Remove(path)
 	}

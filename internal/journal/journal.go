@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -512,9 +513,16 @@ func hide(b Begin) Begin {
 	return b
 }
 
-var keyLike = regexp.MustCompile(`[A-Za-z0-9+/]{43}=|\b[0-9A-Fa-f]{64}\b`)
+const keyLength = 44 // in base64
+
+var keyLike = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`[A-Za-z0-9+/]{43}=|\b[0-9A-Fa-f]{64}\b`)
+})
 
 // hidden puts "(hidden)" for what looks like a WireGuard key, base64 or hex.
 func hidden(s string) string {
-	return keyLike.ReplaceAllString(s, "(hidden)")
+	if len(s) < keyLength {
+		return s
+	}
+	return keyLike().ReplaceAllString(s, "(hidden)")
 }
