@@ -416,7 +416,7 @@ func TestExec(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runs := 300
+	runs := 200
 	if os.Getenv("WGQ_EXEC_FULL") != "" {
 		runs = 10_000
 	}
