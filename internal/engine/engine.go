@@ -263,11 +263,13 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 	})
 	var errs []error
 	var left []string
+	inside := false // something is left that may be in a namespace: it stays for that, and for After
 	for _, u := range list {
-		if u.step.Kind() == plan.KindNetns && len(left) == 0 {
+		made := u.step.Kind() == plan.KindNetns
+		if made && !inside {
 			errs = append(errs, e.after(ctx)) // while there is a namespace to run it in
 		}
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !(made && inside) {
 			carried, err := e.undoStep(ctx, lock, u)
 			if err != nil {
 				errs = append(errs, err)
@@ -277,6 +279,7 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 			}
 		}
 		left = append(left, first(u.NS, u.step))
+		inside = inside || !made
 	}
 	if len(left) == 0 {
 		return errors.Join(append(errs, e.after(ctx), e.Journal.Remove())...)

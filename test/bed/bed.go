@@ -78,11 +78,24 @@ func New(t testing.TB, name string) *Bed {
 		ip -6 rule add not fwmark 77 table 77
 		ip -6 rule add table main suppress_prefixlength 0
 		nft 'table ip wg-quick-wg { chain preraw { type filter hook prerouting priority raw; }; }'`)
-	var err error
-	check(t, b.NS.Do(func() error { b.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); return err }))
-	t.Cleanup(b.handle.Close)
+	check(t, b.look())
+	t.Cleanup(b.Close)
 	return b
 }
+
+// Look is any namespace as a bed that can only be looked at, until it is closed:
+// open, it keeps the namespace alive.
+func Look(n *ns.NS) (*Bed, error) {
+	b := &Bed{NS: n}
+	return b, b.look()
+}
+
+func (b *Bed) look() error {
+	return b.NS.Do(func() (err error) { b.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); return err })
+}
+
+// Close gives back what Look took.
+func (b *Bed) Close() { b.handle.Close() }
 
 func check(t testing.TB, err error) {
 	t.Helper()

@@ -21,7 +21,8 @@ import (
 
 // Take reads what the program may change in the namespace and beside it, without
 // a process: links, addresses, routes of all tables, rules, nft tables with their
-// chains, src_valid_mark, records of resolvconf, journals, sockets, processes.
+// chains, src_valid_mark, records of resolvconf, journals, sockets, processes, named
+// namespaces and their files.
 func (b *Bed) Take() (state.State, error) {
 	s := state.State{}
 	for what, read := range map[string]func(state.State) error{
@@ -129,15 +130,19 @@ func (b *Bed) sysctl(s state.State) error {
 	})
 }
 
-// files tells what is in the folders of records, journals and sockets. The
-// journals' root and its global lock stay when they are made.
+// files tells what is in the folders of records, journals, sockets and namespaces.
+// The journals' root and its global lock stay when they are made.
 func (b *Bed) files(s state.State) error {
-	for _, root := range []string{b.Records, "/run/wg-quickns", "/run/wireguard"} {
-		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+	for _, root := range []string{b.Records, "/run/wg-quickns", "/run/wireguard", "/run/netns", "/etc/netns"} {
+		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 			switch {
 			case os.IsNotExist(err), path == root, path == "/run/wg-quickns/@lock":
 				return nil
 			case err != nil:
+				return err
+			case root == "/etc/netns" && !entry.IsDir():
+				text, err := os.ReadFile(path)
+				add(s, "file", "%s %q", path, text)
 				return err
 			case root != b.Records:
 				add(s, "file", "%s", path)

@@ -26,6 +26,13 @@ var slow = os.Getenv("WG_TEST_KERNEL") != ""
 // behind gets a new bed for those after it, so that each failure is its own.
 type world struct {
 	*bed.Bed
+	tunnel func(w *world) // says what the tunnel is, in each new bed
+	text   string         // its config
+	home   string         // the namespace that it lives in, "" the bed
+	resolv string         // where its DNS= is written, "" resolvconf
+	there  *bed.Bed       // a namespace that it may change, beside the bed
+	few    bool           // one mode a step, in turn
+
 	root   *testing.T // lives as long as the beds
 	t      *testing.T // the part that runs
 	before state.State
@@ -37,9 +44,33 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{root: t, t: t, cases: map[string]int{}, failed: map[string]int{}}
+	return worldOf(t, func(w *world) { w.text = bed.FullTunnel(0) })
+}
+
+func worldOf(t *testing.T, tunnel func(w *world)) *world {
+	w := &world{tunnel: tunnel, few: slow, root: t, t: t, cases: map[string]int{}, failed: map[string]int{}}
 	w.fresh()
 	return w
+}
+
+// Take is the bed's state, and that of the other namespace with the tunnel's resolv.conf.
+func (w *world) Take() (state.State, error) {
+	s, err := w.Bed.Take()
+	if err != nil || w.there == nil {
+		return s, err
+	}
+	there, err := w.there.Take()
+	if err != nil {
+		return nil, err
+	}
+	for section, lines := range there {
+		if section != "file" { // the same here
+			s["there "+section] = lines
+		}
+	}
+	text, err := os.ReadFile(w.resolv)
+	s["there resolv.conf"] = []string{string(text)}
+	return s, err
 }
 
 // run runs a part.
@@ -57,7 +88,8 @@ func (w *world) fresh() {
 	}
 	w.isUp = false
 	w.Bed = bed.New(w.root, fmt.Sprintf("crash%d", w.beds))
-	w.Config(w.t, "wg0", bed.FullTunnel(0))
+	w.tunnel(w)
+	w.Config(w.t, "wg0", w.text)
 	var err error
 	if w.before, err = w.Take(); err != nil {
 		w.t.Fatal(err)
@@ -183,6 +215,12 @@ func (p *point) none() {
 // whole checks that the tunnel is up with nothing missing.
 func (p *point) whole() {
 	p.t.Helper()
+	if p.home != "" {
+		if err := p.atHome(); err != nil {
+			p.errorf("%v", err)
+		}
+		return
+	}
 	if err := p.Routed("wg0"); err != nil {
 		p.errorf("%v", err)
 	}
@@ -195,6 +233,32 @@ func (p *point) whole() {
 			p.errorf("%d of %d lines of %s are there:\n%s", n, most, section, state.Diff(p.before, now))
 		}
 	}
+}
+
+// atHome is whole for a tunnel that lives in another namespace.
+func (p *point) atHome() error {
+	home, err := bed.Look(&ns.NS{Name: p.home})
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	if err := home.Routed("wg0"); err != nil {
+		return err
+	}
+	now, err := home.Take()
+	if err != nil {
+		return err
+	}
+	for _, line := range []string{"link wg0 ", "addr 10.0.0.2/24 ", "addr fd00::2/64 "} {
+		if !strings.Contains(now.String(), line) {
+			return fmt.Errorf("no %q in\n%v", line, now)
+		}
+	}
+	text, err := os.ReadFile(p.resolv)
+	if err == nil && string(text) != "nameserver 10.0.0.1\nnameserver fd00:0::1\nsearch example.com\n" {
+		err = fmt.Errorf("resolv.conf is %q", text)
+	}
+	return err
 }
 
 // added counts the lines of a section that are new.

@@ -9,8 +9,9 @@ import (
 )
 
 // TestMatrix breaks up and down of a full tunnel at every step, in every way.
-func TestMatrix(t *testing.T) {
-	w := newWorld(t)
+func TestMatrix(t *testing.T) { newWorld(t).matrix() }
+
+func (w *world) matrix() {
 	up, down := w.steps()
 	w.run("killed", func() { w.killed(up, down) })
 	w.run("interrupted up", func() { w.interruptedUp(up) })
@@ -32,7 +33,7 @@ func (w *world) steps() (up, down []string) {
 	})
 	w.report()
 	w.t.Logf("%d steps of up, %d of down", len(up), len(down))
-	if len(up) < 15 || len(down) < 10 || !strings.HasPrefix(down[0], "1 hook") || strings.Contains(down[begun], "hook") {
+	if least := 15; w.home == "" && len(up) < least || len(up) < least-7 || len(down) < len(up)/2 || !strings.HasPrefix(down[0], "1 hook") || strings.Contains(down[begun], "hook") {
 		w.t.Fatalf("not the steps of a full tunnel:\n%s\n%s", strings.Join(up, "\n"), strings.Join(down, "\n"))
 	}
 	return up, down
@@ -75,8 +76,9 @@ const killed = 128 + 9
 // killed kills up and down at every step. Then down restores everything; or up
 // works, without a down, as if nothing had been, and what follows starts from there.
 func (w *world) killed(up, down []string) {
-	downs := faults(down, false, "kill-before", "kill-after")
-	for i, f := range faults(up, false, "kill-before", "kill-after") {
+	few := w.few && w.home != "" // the tunnel in the bed is killed at each point, in the lab too
+	downs := faults(down, few, "kill-before", "kill-after")
+	for i, f := range faults(up, few, "kill-before", "kill-after") {
 		w.at("up killed, then down: state equal", f.name, func(p *point) {
 			p.none()
 			p.breaks(f, "up", killed)
@@ -121,7 +123,7 @@ var (
 
 // interruptedUp leaves nothing.
 func (w *world) interruptedUp(steps []string) {
-	for _, f := range faults(steps, slow, signals...) {
+	for _, f := range faults(steps, w.few, signals...) {
 		w.at("up, "+f.mode+": nothing left", f.name, func(p *point) {
 			p.quick(p.breaks(f, "up", status[f.mode]))
 			p.clean("after up")
@@ -131,7 +133,7 @@ func (w *world) interruptedUp(steps []string) {
 
 // interruptedDown finishes, unless it has not begun.
 func (w *world) interruptedDown(steps []string) {
-	for _, f := range faults(steps, slow, signals...) {
+	for _, f := range faults(steps, w.few, signals...) {
 		w.at("down, "+f.mode+": nothing left", f.name, func(p *point) {
 			p.ready()
 			codes := []int{status[f.mode]}
@@ -159,7 +161,7 @@ func (p *point) quick(r bed.Result) {
 // failingUp leaves nothing. A step that fails is not done; one that lies is, and
 // is reported failed.
 func (w *world) failingUp(steps []string) {
-	for _, f := range faults(steps, false, "fail", "lie") {
+	for _, f := range faults(steps, w.few && w.home != "", "fail", "lie") {
 		w.at("up, "+f.mode+": non-zero, nothing left", f.name, func(p *point) {
 			p.breaks(f, "up")
 			p.clean("after up")
@@ -169,11 +171,14 @@ func (w *world) failingUp(steps []string) {
 
 // failingDown says so, and the next down does the rest.
 func (w *world) failingDown(steps []string) {
-	for _, f := range faults(steps, slow, "fail", "lie") {
+	for _, f := range faults(steps, w.few, "fail", "lie") {
 		w.at("down, "+f.mode+": non-zero, nothing left after the next", f.name, func(p *point) {
 			p.ready()
 			p.breaks(f, "down")
 			p.rest()
+			if !strings.Contains(f.name, " hook ") {
+				p.ran("PostDown", true)
+			}
 		})
 	}
 }
