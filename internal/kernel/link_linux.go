@@ -40,28 +40,48 @@ func noLink(name string) error {
 	return fmt.Errorf("interface %s: %w", name, unix.ENODEV)
 }
 
-func toLink(l netlink.Link) facts.Link {
-	a := l.Attrs()
-	kind := l.Type()
-	if kind == "device" { // what the library calls a link without IFLA_INFO_KIND
-		kind = ""
+// parseLink reads a struct ifinfomsg and its attributes. The library's reading of
+// them, statistics and all, was most of what a short command did.
+func parseLink(b []byte) (l facts.Link) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return l
 	}
-	if kind == "tuntap" {
-		kind = "tun"
+	l.Index, l.Up = int(int32(native32(b[4:]))), native32(b[8:])&unix.IFF_UP != 0
+	for typ, data := range attributes(b[unix.SizeofIfInfomsg:]) {
+		switch typ {
+		case unix.IFLA_IFNAME:
+			l.Name = unix.ByteSliceToString(data)
+		case unix.IFLA_MTU:
+			l.MTU = int(native32(data))
+		case unix.IFLA_LINKINFO:
+			for typ, data := range attributes(data) {
+				if typ == unix.IFLA_INFO_KIND {
+					l.Type = unix.ByteSliceToString(data)
+				}
+			}
+		}
 	}
-	return facts.Link{Name: a.Name, Index: a.Index, MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, Type: kind}
+	return l
 }
 
 func (sp *space) linkByName(name string) (link facts.Link, found bool, err error) {
-	l, err := sp.list.LinkByName(name)
-	var none netlink.LinkNotFoundError
+	put := func(m *message, _ int) (typ, flags uint16) { return m.putLinkGet(name) }
+	_, err = sp.rt.exchange(context.Background(), 1, put, func(_ int, body []byte, err error) error {
+		if err == nil {
+			link, found = parseLink(body), true
+		}
+		return err
+	})
 	switch {
-	case errors.As(err, &none):
+	case errors.Is(err, unix.ENODEV):
 		return link, false, nil
-	case err != nil:
+	case err == nil && !found:
+		err = unix.ENOBUFS
+	}
+	if err != nil {
 		return link, false, fmt.Errorf("read interface %s: %w", name, err)
 	}
-	return toLink(l), true, nil
+	return link, true, nil
 }
 
 func (sp *space) mustLink(name string) (facts.Link, error) {
@@ -92,12 +112,11 @@ func dump(what string, try func() error) error {
 
 func (sp *space) links() (list []facts.Link, err error) {
 	err = dump("interfaces", func() error {
-		ls, err := sp.list.LinkList()
-		list = make([]facts.Link, len(ls))
-		for i, l := range ls {
-			list[i] = toLink(l)
-		}
-		return err
+		list = list[:0]
+		return sp.rt.dump((*message).putLinkDump, func(body []byte) error {
+			list = append(list, parseLink(body))
+			return nil
+		})
 	})
 	return list, err
 }

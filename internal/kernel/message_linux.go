@@ -123,6 +123,23 @@ func (m *message) putIfinfo(index int, flags, change uint32) {
 	m.uint32(change)
 }
 
+// skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
+const skipStats = 1 << 3
+
+// putLinkGet asks for one link by its name.
+func (m *message) putLinkGet(name string) (typ, flags uint16) {
+	m.putIfinfo(0, 0, 0)
+	m.attr32(unix.IFLA_EXT_MASK, skipStats)
+	m.attrString(unix.IFLA_IFNAME, name)
+	return unix.RTM_GETLINK, 0
+}
+
+func (m *message) putLinkDump() (typ uint16) {
+	m.putIfinfo(0, 0, 0)
+	m.attr32(unix.IFLA_EXT_MASK, skipStats)
+	return unix.RTM_GETLINK
+}
+
 func (m *message) putLinkAdd(name string) (typ, flags uint16) {
 	m.putIfinfo(0, 0, 0)
 	m.attrString(unix.IFLA_IFNAME, name)
