@@ -27,17 +27,17 @@ install: build ## the program and its manual under $(DESTDIR)$(PREFIX)
 demo: build ## a full tunnel between two namespaces of its own, up and down
 	./test/demo/run
 
-test: build ## everything: lint, unit and namespace tests here, the same and more on Debian's kernel under qemu
+test: build ## everything: lint, unit and namespace tests here, the same and more on Debian's kernel and with its systemd under qemu
 	./test/install git mandoc shellcheck
 	$(MAKE) lint
 	./test/run
 
 lint: man ## gofmt, vet, staticcheck, govulncheck, shellcheck, mandoc
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
-	$(GO) vet -tags lab,faults ./...
+	$(GO) vet -tags lab,faults,systemd ./...
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
-	$(GO) run $(STATICCHECK) -tags lab,faults ./...
+	$(GO) run $(STATICCHECK) -tags lab,faults,systemd ./...
 	shellcheck $(SCRIPTS)
 	@$(MAKE) --no-print-directory vuln
 
