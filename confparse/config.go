@@ -33,6 +33,12 @@ type Config struct {
 	HookNamespace             string // HookInterface (as ""), HookBirth or HookCaller
 	ForeignNamespaces         bool   // ManageNamespace=false: none is created or deleted
 
+	// RoutingStrategy is how a /0 becomes the way out, one of Strategy*, or "".
+	RoutingStrategy string
+	RulePriority    [2]uint32 // of strategy `rules`; zero: not set
+	// KillSwitch lets nothing leave but through the tunnel while it is up.
+	KillSwitch bool
+
 	Device   Device
 	Warnings []string // wg's own warnings, as AllowedIPs with host bits set
 
@@ -41,8 +47,9 @@ type Config struct {
 	// A last line of blanks only, without newline, is no line.
 	Lines []Line
 
-	mtuLine, tableLine int
-	dnsGlob            *Error // the first DNS= that is a file name pattern
+	mtuLine, tableLine         int
+	strategyLine, priorityLine int
+	dnsGlob                    *Error // the first DNS= that is a file name pattern
 }
 
 // Line is one line of the file as `read -r` of bash gives it: without blanks

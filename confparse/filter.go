@@ -87,6 +87,9 @@ var ownKeys = map[string]string{
 	"socketnamespace":    "birthnamespace",
 	"hooknamespace":      "hooknamespace",
 	"managenamespace":    "managenamespace",
+	"routingstrategy":    "routingstrategy",
+	"rulepriority":       "rulepriority",
+	"killswitch":         "killswitch",
 }
 
 // ownComment takes a comment of the form `# wg-quickns: Key = value` apart.

@@ -22,6 +22,9 @@ func Parse(path string, data []byte) (*Config, error) {
 	if err := c.checkIP(); err != nil {
 		return nil, err
 	}
+	if err := c.checkStrategy(); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 
@@ -94,6 +97,18 @@ func ParseLines(path string, data []byte) (*Config, error) {
 				return nil, err
 			}
 			c.ForeignNamespaces = !manage
+		case "routingstrategy":
+			if err := c.setStrategy(e); err != nil {
+				return nil, err
+			}
+		case "rulepriority":
+			if err := c.setPriority(e); err != nil {
+				return nil, err
+			}
+		case "killswitch":
+			if c.KillSwitch, err = c.boolean(e); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return c, nil
