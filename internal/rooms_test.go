@@ -19,7 +19,7 @@ var rooms = map[string][]string{
 	"internal/facts":     {},
 	"internal/netns":     {},
 	"internal/proc":      {},
-	"internal/plan":      {"confparse"},
+	"internal/plan":      {"confparse", "internal/facts"}, // a route to be put back is a fact
 	"internal/journal":   {"internal/plan"},
 	"internal/engine":    {"internal/plan", "internal/journal"},
 	"internal/kernel":    {"confparse", "internal/facts", "internal/plan", "internal/netns"},

@@ -14,8 +14,15 @@ import (
 // Strategy plans how traffic gets into a tunnel that is up.
 type Strategy func(*confparse.Config, *facts.Facts, Place) ([]plan.Action, error)
 
-// Routes plans the routes of all allowed IPs by the config's Table. In a foreign
-// namespace without the UDP socket a /0 needs no strategy: it is a route like any.
+// byName is every strategy by the name that RoutingStrategy gives it.
+var byName = map[string]Strategy{
+	confparse.StrategyAuto: Auto, confparse.StrategyReplace: Replace,
+	confparse.StrategyOverride: Override, confparse.StrategyRules: Rules,
+}
+
+// Routes plans the routes of all allowed IPs by the config's Table and
+// RoutingStrategy. In a foreign namespace without the UDP socket a /0 needs no
+// strategy: it is a route like any.
 func Routes(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
 	route := plan.Route{Link: f.Device.Name}
 	switch {
@@ -23,8 +30,12 @@ func Routes(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, erro
 		return nil, nil
 	case automatic(cfg) && p.plain():
 		return in(p.Target, routeBatch(route, uncovered(f, allowed(f)), "AllowedIPs")), nil
-	case automatic(cfg):
-		actions, err := Auto(cfg, f, p)
+	case automatic(cfg) || cfg.Strategy() == confparse.StrategyRules:
+		strategy, ok := byName[cfg.Strategy()]
+		if !ok {
+			return nil, fmt.Errorf("unknown strategy `%s'", cfg.Strategy())
+		}
+		actions, err := strategy(cfg, f, p)
 		return in(p.Target, actions), err
 	}
 	table, ok := confparse.TableID(cfg.Table, f.TableNames)
@@ -135,7 +146,7 @@ func subnets(cfg *confparse.Config) []netip.Prefix {
 // that would take its encrypted packets to an endpoint back into it: the endpoint
 // is inside, and no route by another interface is a better match.
 func swallowed(cfg *confparse.Config, f *facts.Facts) []netip.Prefix {
-	if !automatic(cfg) || len(f.Device.Peers) == 0 {
+	if !automatic(cfg) && cfg.Strategy() != confparse.StrategyRules || len(f.Device.Peers) == 0 {
 		return nil
 	}
 	mine := make(map[netip.Prefix]bool, max(len(f.Device.Peers), len(f.Device.Peers[0].AllowedIPs)))

@@ -91,8 +91,8 @@ func Address(cfg *confparse.Config, f *facts.Facts, p Place) []plan.Action {
 	var actions []plan.Action
 	name := f.Device.Name
 	swallowing := make(map[netip.Prefix]bool)
-	if !p.Elsewhere() {
-		for _, s := range swallowed(cfg, f) {
+	if !p.Elsewhere() && (cfg.Strategy() == confparse.StrategyAuto || cfg.Strategy() == confparse.StrategyRules) {
+		for _, s := range swallowed(cfg, f) { // they get another route
 			swallowing[s] = true
 		}
 	}

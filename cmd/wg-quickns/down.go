@@ -8,6 +8,7 @@ import (
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/facts"
 	"wg-quickns/internal/journal"
+	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/plan"
 	"wg-quickns/strategies"
 )
@@ -101,7 +102,7 @@ func (s *session) recorded(index int) bool {
 
 // adopt writes a journal for an interface that has none, of what wg-quick makes.
 func (s *session) adopt(ctx context.Context) error {
-	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, false, nil)
+	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, kernel.Asked{})
 	if err != nil {
 		return err
 	}

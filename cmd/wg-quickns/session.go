@@ -101,7 +101,9 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 	if s.state, err = findState(t, here); err != nil {
 		return nil, err
 	}
-	if s.kernel, err = kernel.New(kernel.Options{Userspace: startUserspace}); err != nil {
+	if s.kernel, err = kernel.New(kernel.Options{
+		Userspace: startUserspace, Warn: func(text string) { a.say("%s", text) },
+	}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -280,7 +282,7 @@ func (s *session) header() (journal.Begin, error) {
 	}
 	return journal.Begin{
 		Version: version, Boot: boot, Netns: s.here,
-		Interface: s.name, ConfigFile: s.path, Strategy: "auto",
+		Interface: s.name, ConfigFile: s.path, Strategy: s.cfg.Strategy(),
 		PreDown: s.cfg.PreDown, PostDown: s.cfg.PostDown,
 		Vars: vars, Arrays: arrays, SaveConfig: s.cfg.SaveConfig,
 		Target: string(s.place.Target), Birth: string(s.place.Birth), Hooks: string(s.place.Hooks), Spaces: spaces,
@@ -313,7 +315,7 @@ func (s *session) hookSteps(phase string, commands []string, vars map[string]str
 	env := map[string]string{
 		envInterface: s.name, envPhase: phase, envPID: strconv.Itoa(os.Getpid()),
 		"WG_QUICKNS_NAMESPACE": display(s.place.Target), "WG_QUICKNS_BIRTH_NAMESPACE": display(s.place.Birth),
-		"WG_QUICKNS_STRATEGY": "auto",
+		"WG_QUICKNS_STRATEGY": s.strategy(),
 	}
 	steps := make([]plan.Hook, len(commands))
 	for i, c := range commands {
@@ -322,6 +324,14 @@ func (s *session) hookSteps(phase string, commands []string, vars map[string]str
 		}
 	}
 	return steps
+}
+
+// strategy is the routing strategy by its name: the record's where there is one.
+func (s *session) strategy() string {
+	if h, ok := s.log.Header(); ok {
+		return h.Strategy
+	}
+	return s.cfg.Strategy()
 }
 
 // display is a namespace as a hook is told it: its name where it has one, else

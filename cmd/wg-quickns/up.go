@@ -138,7 +138,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			return strategies.Configure(s.name, &s.cfg.Device, s.place.Place), nil
 		}},
 		{Name: "addresses", Plan: func(ctx context.Context) ([]plan.Action, error) {
-			f, err := s.ways(ctx)
+			f, err := s.gatherLink(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -176,10 +176,12 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 	}})
 }
 
-// ways reads the facts that addresses and MTU follow from.
-func (s *session) ways(ctx context.Context) (*facts.Facts, error) {
+// gatherLink reads the facts that addresses and MTU follow from.
+func (s *session) gatherLink(ctx context.Context) (*facts.Facts, error) {
 	pathMTU := s.cfg.MTU == 0
-	f, err := s.kernel.GatherWays(ctx, s.place.Target, s.name, pathMTU && !s.place.Elsewhere(), s.device)
+	f, err := s.kernel.GatherLink(ctx, s.place.Target, s.name, kernel.Asked{
+		PathMTU: pathMTU && !s.place.Elsewhere(), Device: s.device,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +204,7 @@ func (s *session) ways(ctx context.Context) (*facts.Facts, error) {
 
 // gather reads the facts, and what other tunnels' journals will put back.
 func (s *session) gather(ctx context.Context) (*facts.Facts, error) {
-	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, false, s.device)
+	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, kernel.Asked{Ways: strategies.NeedsWays(s.cfg), Device: s.device})
 	if err != nil {
 		return nil, err
 	}

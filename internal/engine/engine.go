@@ -135,8 +135,8 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	_, shared := a.Do.(plan.Sysctl)
-	if shared && !lock.held() {
+	_, sysctl := a.Do.(plan.Sysctl)
+	if sysctl && !lock.held() {
 		if err := lock.take(ctx); err != nil {
 			return nil, err
 		}
@@ -144,12 +144,16 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 	}
 	// Without an undo nothing that was there before can be lost, and the kernel
 	// itself says EEXIST.
-	if shared || makes(a.Do) && a.Do.Kind() != plan.KindResolv && len(a.Undo) > 0 {
+	_, via := a.Do.(plan.Via)
+	if sysctl || makes(a.Do) && !plan.Takes(a.Do) && a.Do.Kind() != plan.KindResolv && len(a.Undo) > 0 {
 		there, err := e.Doer.Exists(ctx, a.NS, a.Do)
 		if err != nil {
 			return nil, stepError(a.Do, err)
 		}
-		if there && !shared {
+		if there && via {
+			return nil, e.shareVia(a)
+		}
+		if there && !sysctl {
 			commands := plan.Trace(a.NS, a.Do)
 			e.trace(commands[:min(1, len(commands))]) // as ip(8) would have tried
 			return nil, &plan.StepError{Step: a.Do, Err: unix.EEXIST}
@@ -167,6 +171,16 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 		return &attempt{id, a}, err
 	}
 	return nil, e.Journal.Done(id, out)
+}
+
+// shareVia records the route to an endpoint that is there already as its own too
+// if another tunnel made it: the last to go takes it away. Else it is nobody's of ours.
+func (e *Engine) shareVia(a plan.Action) error {
+	needed, err := e.needed(a.Do)
+	if err != nil || !needed {
+		return err
+	}
+	return e.share(a)
 }
 
 // share records a sysctl that has its value already: who is last to need it
@@ -193,7 +207,7 @@ func (e *Engine) settle(ctx context.Context, last *attempt, cause error) error {
 	if applied {
 		var there bool
 		if there, asking = e.Doer.Exists(ctx, last.NS, last.Do); asking == nil {
-			applied = there
+			applied = there != plan.Takes(last.Do)
 		} else {
 			asking = stepError(last.Do, asking)
 		}
@@ -310,29 +324,30 @@ func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried
 		return true, e.Journal.Undone(u.ID, u.n)
 	}
 	there := true
-	s, shared := u.step.(plan.Sysctl)
 	// A namespace must not go while an `up` is about to move in.
-	if (shared || u.step.Kind() == plan.KindNetns) && !lock.held() {
+	if (shared(u.step) || u.step.Kind() == plan.KindNetns) && !lock.held() {
 		if err := lock.take(ctx); err != nil {
 			return false, err
 		}
 		defer lock.release()
 	}
-	if shared {
-		var needed bool
-		if needed, err = e.needed(s); err != nil {
-			return false, fmt.Errorf("who else needs %s: %w", s.Name, err)
+	if shared(u.step) {
+		needed, err := e.needed(u.step)
+		if err != nil {
+			return false, fmt.Errorf("who else needs what is undone by %s: %w", first(u.NS, u.step), err)
 		}
-		if needed || u.Do == s {
+		if needed || u.Do == u.step {
 			return true, e.Journal.Undone(u.ID, u.n)
 		}
+	}
+	if _, ok := u.step.(plan.Sysctl); ok {
 		if do, ok := u.Do.(plan.Sysctl); ok {
 			there, err = e.Doer.Exists(ctx, u.NS, do)
 			if err == nil && !there { // somebody's later value stays
 				return true, e.Journal.Undone(u.ID, u.n)
 			}
 		}
-	} else if makes(u.step) {
+	} else if makes(u.step) && !restores(u.step) {
 		there, err = e.Doer.Exists(ctx, u.NS, u.step)
 	}
 	if err != nil {
@@ -348,15 +363,34 @@ func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried
 	return true, errors.Join(err, e.Journal.Undone(u.ID, u.n))
 }
 
-// needed says whether another tunnel still needs a sysctl.
-func (e *Engine) needed(s plan.Sysctl) (bool, error) {
+// shared says whether the undo of a step is for the last tunnel that needs it.
+func shared(undo plan.Step) bool {
+	v, ok := undo.(plan.Via)
+	return ok && v.Delete || undo.Kind() == plan.KindSysctl
+}
+
+// restores says whether a step puts back what was there.
+func restores(s plan.Step) bool {
+	v, ok := s.(plan.Via)
+	return ok && v.Restore
+}
+
+// needed says whether another tunnel still needs a sysctl, or the route to an endpoint.
+func (e *Engine) needed(s plan.Step) (bool, error) {
 	if e.Others == nil {
 		return false, nil
 	}
 	steps, err := e.Others()
 	return slices.ContainsFunc(steps, func(o plan.Step) bool {
-		other, ok := o.(plan.Sysctl)
-		return ok && other.Name == s.Name
+		switch s := s.(type) {
+		case plan.Sysctl:
+			other, ok := o.(plan.Sysctl)
+			return ok && other.Name == s.Name
+		case plan.Via:
+			other, ok := o.(plan.Via)
+			return ok && other.Delete && other.Route.Dst == s.Route.Dst && other.Route.Metric == s.Route.Metric
+		}
+		return false
 	}), err
 }
 

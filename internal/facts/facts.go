@@ -55,14 +55,30 @@ type Addr struct {
 
 // Route is one route. Multipath routes carry the first hop's device.
 type Route struct {
-	Dst      netip.Prefix // the family's /0 for a default route
-	Table    uint32
-	Index    int // output interface, 0: none
-	Gateway  netip.Addr
-	Metric   uint32 // rtm priority
-	MTU      int
-	Protocol int
-	Type     int // RTN_UNICAST and so on
+	Dst      netip.Prefix `json:"dst"` // the family's /0 for a default route
+	Table    uint32       `json:"table"`
+	Index    int          `json:"index,omitempty"` // output interface, 0: none
+	Gateway  netip.Addr   `json:"gateway,omitzero"`
+	Metric   uint32       `json:"metric,omitempty"` // rtm priority
+	MTU      int          `json:"mtu,omitempty"`
+	Protocol int          `json:"protocol"`
+	Type     int          `json:"type"` // RTN_UNICAST and so on
+	// Way is where it leads in every detail, nil where that was not asked for.
+	Way *Way `json:"way,omitempty"`
+}
+
+// Way is where a route leads, exactly as the kernel has it, so that the same or
+// another destination can be routed the same way again.
+type Way struct {
+	Text string `json:"text"` // as ip-route(8) spells it: "via 192.0.2.1 dev eth0"
+	TOS  uint8  `json:"tos,omitempty"`
+	// SrcLen is the length of the source prefix that IPv6 routes may select by.
+	SrcLen  uint8  `json:"srcLen,omitempty"`
+	Scope   uint8  `json:"scope,omitempty"`
+	Flags   uint32 `json:"flags,omitempty"`   // of struct rtmsg
+	Expires uint32 `json:"expires,omitempty"` // seconds that it lives, 0: forever
+	// Raw is the route's rtnetlink attributes but for destination, table and metric.
+	Raw []byte `json:"raw"`
 }
 
 // Rule is one routing rule.
@@ -75,4 +91,6 @@ type Rule struct {
 	Table             uint32
 	SuppressPrefixLen int          // -1: none
 	Src, Dst          netip.Prefix // zero: all
+	// Other says that it selects by something else as well: an interface, a port, a user.
+	Other bool
 }

@@ -69,7 +69,7 @@ func BenchmarkRoutes(b *testing.B) {
 				}
 				b.ReportAllocs()
 				for b.Loop() {
-					if _, err := sp.routes(); err != nil {
+					if _, err := sp.routes(nil); err != nil {
 						b.Fatal(err)
 					}
 				}

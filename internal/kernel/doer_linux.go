@@ -23,6 +23,8 @@ type Options struct {
 	// cannot, and says by which program. It returns once the interface is there,
 	// and must not use the Doer. Nil: the kernel's refusal is the error.
 	Userspace func(ctx context.Context, ns plan.NS, name string) (program string, err error)
+	// Warn gets what a user should know though it is no error. Nil: it is not said.
+	Warn func(text string)
 }
 
 // Doer carries out steps on the kernel. It is for one goroutine at a time.
@@ -121,6 +123,8 @@ func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, er
 		return sp.hasAddrs(s)
 	case plan.Route:
 		return sp.hasRoutes(s)
+	case plan.Via:
+		return sp.hasVia(s)
 	case plan.Rule:
 		return sp.hasRule(s)
 	case plan.WG:
@@ -178,10 +182,16 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 		})
 		return out, index, err
 	case plan.Route:
-		index, err = sp.eachPrefix(ctx, s.Link, s.Delete, len(s.List), func(m *message, link, i int) (typ, flags uint16) {
-			return m.putRoute(link, s.List[i].Prefix.Masked(), s.Table, s.Delete)
+		link := s.Link
+		if s.Unreachable {
+			link = ""
+		}
+		index, err = sp.eachPrefix(ctx, link, s.Delete, len(s.List), func(m *message, link, i int) (typ, flags uint16) {
+			return m.putRoute(link, s.List[i].Prefix.Masked(), s)
 		})
 		return out, index, err
+	case plan.Via:
+		return out, 0, d.via(ctx, sp, s)
 	case plan.Rule:
 		return out, 0, sp.one(ctx, s.Delete, func(m *message) (typ, flags uint16) { return m.putRule(s) })
 	case plan.WG:
@@ -203,15 +213,20 @@ func (sp *space) one(ctx context.Context, gone bool, put func(m *message) (typ, 
 	return err
 }
 
-// eachPrefix sends a request for each of n items that concern a link. The items
-// of a link that is gone are gone with it.
+// eachPrefix sends a request for each of n items that concern a link, "": none.
+// The items of a link that is gone are gone with it.
 func (sp *space) eachPrefix(ctx context.Context, link string, del bool, n int, put func(m *message, link, i int) (typ, flags uint16)) (int, error) {
-	l, found, err := sp.linkByName(link)
-	if err != nil || !found && del {
-		return 0, err
-	}
-	if !found {
-		return 0, noLink(link)
+	var l facts.Link
+	if link != "" {
+		var found bool
+		var err error
+		l, found, err = sp.linkByName(link)
+		if err != nil || !found && del {
+			return 0, err
+		}
+		if !found {
+			return 0, noLink(link)
+		}
 	}
 	return sp.rt.batch(ctx, n, del, func(m *message, i int) (typ, flags uint16) { return put(m, l.Index, i) })
 }
@@ -234,9 +249,13 @@ func (sp *space) hasAddrs(s plan.Addr) (bool, error) {
 }
 
 func (sp *space) hasRoutes(s plan.Route) (bool, error) {
-	l, found, err := sp.linkByName(s.Link)
-	if err != nil || !found {
-		return false, err
+	var l facts.Link
+	if !s.Unreachable {
+		var found bool
+		var err error
+		if l, found, err = sp.linkByName(s.Link); err != nil || !found {
+			return false, err
+		}
 	}
 	table := s.Table
 	if table == 0 {
@@ -246,9 +265,13 @@ func (sp *space) hasRoutes(s plan.Route) (bool, error) {
 	for _, p := range s.List {
 		missing[p.Prefix.Masked()] = true
 	}
-	have, err := sp.routes()
+	have, err := sp.routes(nil)
 	for _, r := range have {
-		if r.Index == l.Index && r.Table == table {
+		same := r.Index == l.Index
+		if s.Unreachable {
+			same = r.Type == unix.RTN_UNREACHABLE
+		}
+		if same && r.Table == table && (s.Metric == 0 || r.Metric == s.Metric) {
 			delete(missing, r.Dst)
 		}
 	}

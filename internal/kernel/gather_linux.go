@@ -19,11 +19,20 @@ import (
 	"wg-quickns/internal/plan"
 )
 
+// Asked is what is read beyond the cheap.
+type Asked struct {
+	PathMTU bool // the paths' MTUs: one question per endpoint
+	Ways    bool // the Way of others' routes: there may be many
+	// Device is what WireGuard said of the same link in a reading since which
+	// nothing configured it, not to be read again: there may be many peers.
+	Device *facts.Device
+}
+
 // Gather reads what a strategy needs to know of ns, for the WireGuard interface
-// link: all that GatherWays does, its addresses, the rules and the firewall. A read
+// link: all that GatherLink does, its addresses, the rules and the firewall. A read
 // that fails is an error; only IPv6 and nf_tables may be missing.
-func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool, known *facts.Device) (*facts.Facts, error) {
-	f, err := d.GatherWays(ctx, ns, link, pathMTU, known)
+func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, ask Asked) (*facts.Facts, error) {
+	f, err := d.GatherLink(ctx, ns, link, ask)
 	if err != nil {
 		return nil, err
 	}
@@ -65,12 +74,9 @@ func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, pathMTU bool
 	return f, err
 }
 
-// GatherWays reads what the addresses and the MTU of a WireGuard interface follow
-// from: itself, the links and the routes of ns. The paths' MTUs are read only if
-// pathMTU: one question per endpoint. What WireGuard says of the device is not read
-// again if known is of the same link, from a reading since which nothing configured
-// it: there may be many peers. A read that fails is an error.
-func (d *Doer) GatherWays(ctx context.Context, ns plan.NS, link string, pathMTU bool, known *facts.Device) (*facts.Facts, error) {
+// GatherLink reads what the addresses and the MTU of a WireGuard interface follow
+// from: itself, the links and the routes of ns. A read that fails is an error.
+func (d *Doer) GatherLink(ctx context.Context, ns plan.NS, link string, ask Asked) (*facts.Facts, error) {
 	sp, err := d.space(ns)
 	if err != nil {
 		return nil, err
@@ -84,8 +90,8 @@ func (d *Doer) GatherWays(ctx context.Context, ns plan.NS, link string, pathMTU 
 		return nil, noLink(link)
 	}
 	l := f.Links[i]
-	if known != nil && known.Index == l.Index {
-		f.Device = *known
+	if ask.Device != nil && ask.Device.Index == l.Index {
+		f.Device = *ask.Device
 	} else {
 		dev, kernel, err := sp.device(ctx, link)
 		if err != nil {
@@ -93,11 +99,20 @@ func (d *Doer) GatherWays(ctx context.Context, ns plan.NS, link string, pathMTU 
 		}
 		f.Device = toFacts(dev, kernel, l)
 	}
-	if f.Routes, err = sp.routes(); err != nil {
+	var ways map[int]string
+	if ask.Ways {
+		ways = map[int]string{0: ""} // routes that lead nowhere have none
+		for _, l := range f.Links {
+			if l.Index != f.Device.Index {
+				ways[l.Index] = l.Name
+			}
+		}
+	}
+	if f.Routes, err = sp.routes(ways); err != nil {
 		return nil, err
 	}
 	f.DefaultMTU = defaultMTU(f)
-	if pathMTU {
+	if ask.PathMTU {
 		var to []netip.Addr
 		for _, p := range f.Device.Peers {
 			to = append(to, p.Endpoint.Addr())
@@ -200,10 +215,10 @@ func (sp *space) hasIPv6() (bool, error) {
 	return true, nil
 }
 
-// routes lists every route of both families outside of table local. It reads
-// them itself: a table may be long, and through the library each route costs
-// four allocations.
-func (sp *space) routes() (list []facts.Route, err error) {
+// routes lists every route of both families outside of table local, with the Way
+// of those by the interfaces in ways, which has their names. It reads them itself:
+// a table may be long, and through the library each route costs four allocations.
+func (sp *space) routes(ways map[int]string) (list []facts.Route, err error) {
 	for _, fam := range []byte{unix.AF_INET, unix.AF_INET6} {
 		mark := len(list)
 		err := dump("routes", func() error {
@@ -214,6 +229,9 @@ func (sp *space) routes() (list []facts.Route, err error) {
 			}, func(body []byte) error {
 				// A cached copy is no entry of a table.
 				if r, ok := parseRoute(fam, body); ok && r.Table != unix.RT_TABLE_LOCAL && native32(body[8:])&unix.RTM_F_CLONED == 0 {
+					if _, ok := ways[r.Index]; ok {
+						r.Way = parseWay(body, ways)
+					}
 					list = append(list, r)
 				}
 				return nil
@@ -292,6 +310,8 @@ func (sp *space) rules(v6 bool) (list []facts.Rule, err error) {
 				IPv6: v6, Priority: uint32(r.Priority), Invert: r.Invert, FwMark: r.Mark, Table: uint32(r.Table),
 				SuppressPrefixLen: r.SuppressPrefixlen, Src: toPrefix(r.Src), Dst: toPrefix(r.Dst),
 			}
+			list[i].Other = r.IifName != "" || r.OifName != "" || r.Tos != 0 || r.Dport != nil || r.Sport != nil ||
+				r.IPProto != 0 || r.UIDRange != nil || r.TunID != 0 || r.Goto >= 0
 			if r.Mask != nil {
 				list[i].FwMask = *r.Mask
 			}

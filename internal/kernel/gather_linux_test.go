@@ -51,7 +51,7 @@ func TestGather(t *testing.T) {
 		ip rule add from 10.3.0.0/16 to 10.4.0.0/16 fwmark 1/0xff table 70000
 		ip -6 rule add not fwmark 51820 table 51820
 		echo 1 > /proc/sys/net/ipv4/conf/all/src_valid_mark`)
-	f, err := d.Gather(context.Background(), ns, link, true, nil)
+	f, err := d.Gather(context.Background(), ns, link, Asked{PathMTU: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,13 +142,13 @@ func TestGather(t *testing.T) {
 		t.Errorf("rules %+v\nwant %+v", f.Rules, wantRules)
 	}
 
-	if _, err := d.Gather(context.Background(), ns, "none", false, nil); !errors.Is(err, unix.ENODEV) {
+	if _, err := d.Gather(context.Background(), ns, "none", Asked{}); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("no interface: %v, want ENODEV", err)
 	}
-	if _, err := d.Gather(context.Background(), ns, "v0", false, nil); !errors.Is(err, unix.ENODEV) {
+	if _, err := d.Gather(context.Background(), ns, "v0", Asked{}); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("not WireGuard: %v, want ENODEV", err)
 	}
-	if _, err := d.Gather(context.Background(), "/nonexistent", link, false, nil); !errors.Is(err, unix.ENOENT) {
+	if _, err := d.Gather(context.Background(), "/nonexistent", link, Asked{}); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("no namespace: %v, want ENOENT", err)
 	}
 }
@@ -172,7 +172,7 @@ func TestDefaultMTU(t *testing.T) {
 		if f.Links, err = sp.links(); err != nil {
 			t.Fatal(err)
 		}
-		if f.Routes, err = sp.routes(); err != nil {
+		if f.Routes, err = sp.routes(nil); err != nil {
 			t.Fatal(err)
 		}
 		if got := defaultMTU(f); got != want {
@@ -258,7 +258,7 @@ func TestDumpWhileChanging(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 20 {
-		list, err := sp.routes()
+		list, err := sp.routes(nil)
 		if n := len(list); err != nil || n < 6000 || n > 6010 {
 			t.Errorf("%d routes, %v", n, err)
 		}

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"wg-quickns/internal/facts"
 	"wg-quickns/internal/plan"
 )
 
@@ -179,33 +180,60 @@ func (m *message) putAddr(index int, p netip.Prefix, noPrefixRoute, del bool) (t
 	return unix.RTM_NEWADDR, create
 }
 
-// putRoute writes what `ip route add P dev LINK table T` sends: an IPv4 route by
-// a device has link scope, an IPv6 one none; the protocol is boot.
-func (m *message) putRoute(index int, p netip.Prefix, table uint32, del bool) (typ, flags uint16) {
+// putRoute writes what `ip route add P dev LINK table T metric M` sends: an IPv4
+// route by a device has link scope, an IPv6 one none; the protocol is boot.
+func (m *message) putRoute(index int, p netip.Prefix, s plan.Route) (typ, flags uint16) {
+	a := p.Addr()
+	scope, kind := byte(unix.RT_SCOPE_UNIVERSE), byte(unix.RTN_UNICAST)
+	if s.Unreachable {
+		kind = unix.RTN_UNREACHABLE
+	} else if a.Is4() {
+		scope = unix.RT_SCOPE_LINK
+	}
+	m.putRouteHead(facts.Route{Dst: p, Table: s.Table, Metric: s.Metric, Protocol: unix.RTPROT_BOOT, Type: int(kind)}, facts.Way{Scope: scope})
+	if !s.Unreachable {
+		m.attr32(unix.RTA_OIF, uint32(index))
+	}
+	switch {
+	case s.Delete:
+		return unix.RTM_DELROUTE, 0
+	case s.Replace:
+		return unix.RTM_NEWROUTE, unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	return unix.RTM_NEWROUTE, create
+}
+
+// putRouteHead writes a struct rtmsg, and the destination, table and metric of a route.
+func (m *message) putRouteHead(r facts.Route, w facts.Way) {
+	table, small := r.Table, byte(unix.RT_TABLE_UNSPEC)
 	if table == 0 {
 		table = plan.TableMain
-	}
-	a := p.Addr()
-	scope, small := byte(unix.RT_SCOPE_UNIVERSE), byte(unix.RT_TABLE_UNSPEC)
-	if a.Is4() {
-		scope = unix.RT_SCOPE_LINK
 	}
 	if table < 256 {
 		small = byte(table)
 	}
-	m.bytes(family(a), byte(p.Bits()), 0, 0, small, unix.RTPROT_BOOT, scope, unix.RTN_UNICAST)
-	m.uint32(0)
-	if p.Bits() > 0 {
+	a := r.Dst.Addr()
+	m.bytes(family(a), byte(r.Dst.Bits()), w.SrcLen, w.TOS, small, byte(r.Protocol), w.Scope, byte(r.Type))
+	m.uint32(w.Flags)
+	if r.Dst.Bits() > 0 {
 		m.attrAddr(unix.RTA_DST, a)
 	}
 	if small == unix.RT_TABLE_UNSPEC {
 		m.attr32(unix.RTA_TABLE, table)
 	}
-	m.attr32(unix.RTA_OIF, uint32(index))
-	if del {
-		return unix.RTM_DELROUTE, 0
+	if r.Metric != 0 {
+		m.attr32(unix.RTA_PRIORITY, r.Metric)
 	}
-	return unix.RTM_NEWROUTE, create
+}
+
+// putVia writes a route with every attribute that was read of it.
+func (m *message) putVia(r facts.Route) {
+	m.putRouteHead(r, *r.Way)
+	m.b = append(m.b, r.Way.Raw...)
+	m.pad()
+	if r.Way.Expires != 0 {
+		m.attr32(unix.RTA_EXPIRES, r.Way.Expires)
+	}
 }
 
 // fibRuleInvert is FIB_RULE_INVERT of linux/fib_rules.h.

@@ -35,12 +35,22 @@ func TestEncoding(t *testing.T) {
 			"02 08 00 fe 07000000  0800 0200 7f000001  0800 0100 7f000001  0800 0800 00020000"},
 		{"IPv6 address delete", func(m *message) (typ, flags uint16) { return m.putAddr(7, p("fd00::1/64"), true, true) }, unix.RTM_DELADDR, 0,
 			"0a 40 00 00 07000000  1400 0200 fd000000000000000000000000000001"},
-		{"route", func(m *message) (typ, flags uint16) { return m.putRoute(7, p("10.0.0.0/8"), 0, false) }, unix.RTM_NEWROUTE, 0x600,
+		{"route", func(m *message) (typ, flags uint16) { return m.putRoute(7, p("10.0.0.0/8"), plan.Route{}) }, unix.RTM_NEWROUTE, 0x600,
 			"02 08 00 00 fe 03 fd 01 00000000  0800 0100 0a000000  0800 0400 07000000"},
-		{"default route in a large table", func(m *message) (typ, flags uint16) { return m.putRoute(7, p("0.0.0.0/0"), 9999, false) }, unix.RTM_NEWROUTE, 0x600,
+		{"default route in a large table", func(m *message) (typ, flags uint16) { return m.putRoute(7, p("0.0.0.0/0"), plan.Route{Table: 9999}) }, unix.RTM_NEWROUTE, 0x600,
 			"02 00 00 00 00 03 fd 01 00000000  0800 0f00 0f270000  0800 0400 07000000"},
-		{"IPv6 route delete", func(m *message) (typ, flags uint16) { return m.putRoute(7, p("fd00::/8"), 200, true) }, unix.RTM_DELROUTE, 0,
+		{"IPv6 route delete", func(m *message) (typ, flags uint16) {
+			return m.putRoute(7, p("fd00::/8"), plan.Route{Table: 200, Delete: true})
+		}, unix.RTM_DELROUTE, 0,
 			"0a 08 00 00 c8 03 00 01 00000000  1400 0100 fd000000000000000000000000000000  0800 0400 07000000"},
+		{"IPv6 default route in another's place", func(m *message) (typ, flags uint16) {
+			return m.putRoute(7, p("::/0"), plan.Route{Metric: 1, Replace: true})
+		}, unix.RTM_NEWROUTE, 0x500,
+			"0a 00 00 00 fe 03 00 01 00000000  0800 0600 01000000  0800 0400 07000000"},
+		{"unreachable default route", func(m *message) (typ, flags uint16) {
+			return m.putRoute(7, p("0.0.0.0/0"), plan.Route{Table: 80, Metric: 9, Unreachable: true})
+		}, unix.RTM_NEWROUTE, 0x600,
+			"02 00 00 00 50 03 00 07 00000000  0800 0600 09000000"},
 		{"rule", func(m *message) (typ, flags uint16) {
 			return m.putRule(plan.Rule{Priority: 5, NotFwMark: 7, To: p("10.0.0.0/8"), Table: 9, SuppressPrefixLen: -1})
 		}, unix.RTM_NEWRULE, 0x600,

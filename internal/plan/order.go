@@ -4,8 +4,9 @@ package plan
 // ranks are undone newest first. The order is wg-quick's: its `down` takes off
 // rules (IPv4's before IPv6's, each family's own table before table main's),
 // device, DNS and firewall; its rollback of a failed `up` takes off DNS and
-// firewall first. Sysctls come late, when nothing needs them any more, and
-// namespaces last, when nothing of the tunnel is in them.
+// firewall first. Other people's routes come back before the device goes, so that
+// one is there at each moment. Sysctls come late, when nothing needs them any
+// more, and namespaces last, when nothing of the tunnel is in them.
 func UndoRank(s Step, rollback bool) int {
 	switch s := s.(type) {
 	case DNS:
@@ -15,17 +16,17 @@ func UndoRank(s Step, rollback bool) int {
 		case s.Index != 0:
 			return 5 // systemd-resolved knows the link only while it is there
 		}
-		return 7
+		return 9
 	case Resolv:
 		if rollback {
 			return 0
 		}
-		return 7
+		return 9
 	case Nft:
 		if rollback {
 			return 1
 		}
-		return 8
+		return 10
 	case Rule:
 		rank := 2
 		if s.IPv6 {
@@ -35,10 +36,17 @@ func UndoRank(s Step, rollback bool) int {
 			rank++
 		}
 		return rank
-	case Link:
+	case Via:
+		if s.Delete { // the way to an endpoint, as long as there is something to send there
+			return 8
+		}
 		return 6
+	case Link:
+		return 7
+	case Route:
+		return 8
 	case Sysctl:
-		return 9
+		return 11
 	}
-	return 10 // Netns
+	return 12 // Netns
 }

@@ -128,6 +128,8 @@ func decode(e encoded) (Step, error) {
 		return into[Netns](e.Step)
 	case KindResolv:
 		return into[Resolv](e.Step)
+	case KindVia:
+		return into[Via](e.Step)
 	}
 	return nil, fmt.Errorf("unknown kind")
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"wg-quickns/confparse"
+	"wg-quickns/internal/facts"
 )
 
 // Kinds of steps, as the journal spells them.
@@ -24,6 +25,7 @@ const (
 	KindHook   = "hook"
 	KindNetns  = "netns"
 	KindResolv = "resolv"
+	KindVia    = "via"
 )
 
 // Link creates the tunnel's interface, or deletes it.
@@ -120,21 +122,72 @@ type Route struct {
 	Table  uint32 `json:"table,omitempty"` // 0: main
 	// TableText is how the command line spells the table; "" leaves it out.
 	TableText string   `json:"tableText,omitempty"`
+	Metric    uint32   `json:"metric,omitempty"` // 0: the kernel's own, 0 in IPv4 and 1024 in IPv6
 	List      []Prefix `json:"list"`
+	// Replace takes the place of a route of that metric, in one request.
+	Replace bool `json:"replace,omitempty"`
+	// Unreachable is for routes that lead nowhere, which do not go with the Link.
+	Unreachable bool `json:"unreachable,omitempty"`
 }
 
 func (Route) Kind() string { return KindRoute }
 
 func (s Route) Commands() []string {
-	table := ""
+	do, what, tail := verb(s.Delete), "", " dev "+s.Link
+	if s.Replace {
+		do = "replace"
+	}
+	if s.Unreachable {
+		what, tail = "unreachable ", ""
+	}
 	if s.TableText != "" {
-		table = " table " + s.TableText
+		tail += " table " + s.TableText
+	}
+	if s.Metric != 0 {
+		tail += fmt.Sprintf(" metric %d", s.Metric)
 	}
 	out := make([]string, len(s.List))
 	for i, p := range s.List {
-		out[i] = "ip " + p.Family() + " route " + verb(s.Delete) + " " + p.String() + " dev " + s.Link + table
+		out[i] = "ip " + p.Family() + " route " + do + " " + what + p.String() + tail
 	}
 	return out
+}
+
+// Via adds one route that is not by the tunnel: to an endpoint, or one that was
+// there before. Or it deletes it.
+type Via struct {
+	Route  facts.Route `json:"route"` // with its Way
+	Delete bool        `json:"delete,omitempty"`
+	// Restore puts back what was there, as far as it still makes sense: not where
+	// its interface is gone or down, its gateway out of reach, or another route of
+	// its metric there, but for one by the interface Instead, whose place it takes.
+	Restore bool   `json:"restore,omitempty"`
+	Instead string `json:"instead,omitempty"`
+}
+
+func (Via) Kind() string { return KindVia }
+
+func (s Via) Commands() []string {
+	do := verb(s.Delete)
+	if s.Restore && s.Instead != "" {
+		do = "replace"
+	}
+	r := s.Route
+	c := "ip " + family(r.Dst.Addr().Is6()) + " route " + do + " " + r.Dst.String() + " " + r.Way.Text
+	if r.Table != TableMain && r.Table != 0 {
+		c += fmt.Sprintf(" table %d", r.Table)
+	}
+	if r.Metric != 0 {
+		c += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	return []string{c}
+}
+
+// Takes says that doing a step takes something away, so that it is done when that
+// is not there.
+func Takes(s Step) bool {
+	v, ok := s.(Via)
+	return ok && v.Delete
 }
 
 // Rule adds one routing rule, or deletes it. Priority is always given: the plan
@@ -149,6 +202,8 @@ type Rule struct {
 	Table     uint32       `json:"table"`       // 254: main
 	// SuppressPrefixLen is suppress_prefixlength, -1 for none.
 	SuppressPrefixLen int `json:"suppressPrefixlength"`
+	// ShowPriority writes the priority into the command line.
+	ShowPriority bool `json:"showPriority,omitempty"`
 }
 
 // TableMain is RT_TABLE_MAIN of linux/rtnetlink.h.
@@ -172,6 +227,9 @@ func (s Rule) Commands() []string {
 	}
 	if s.SuppressPrefixLen >= 0 {
 		fmt.Fprintf(&b, " suppress_prefixlength %d", s.SuppressPrefixLen)
+	}
+	if s.ShowPriority {
+		fmt.Fprintf(&b, " pref %d", s.Priority)
 	}
 	return []string{b.String()}
 }

@@ -1,0 +1,65 @@
+package strategies
+
+import (
+	"net/netip"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/facts"
+	"wg-quickns/internal/plan"
+)
+
+// metric6 is the metric of the IPv6 default route by the tunnel: the best there
+// is, so that it counts before the others are gone.
+const metric6 = 1
+
+// Replace makes the tunnel's the only default route: a host route to each endpoint
+// by the way that reaches it now, then the tunnel's default route in the place of
+// the old one, and the other old ones go. At each moment there is one. An IPv6
+// default route of a router advertisement stays, behind the tunnel's: the kernel
+// would make it anew with the next advertisement.
+func Replace(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
+	actions := classic(cfg, f, p)
+	for _, v6 := range families(f) {
+		def := plan.Route{Link: f.Device.Name, List: []plan.Prefix{{Prefix: zero(v6)}}}
+		if v6 {
+			def.Metric = metric6
+		}
+		a := plan.Action{Do: def, Why: "the tunnel is the default route"}
+		var others []plan.Action
+		for _, r := range f.Routes {
+			if r.Table != plan.TableMain || r.Dst != zero(v6) || r.Way == nil || r.Way.TOS != 0 || r.Way.SrcLen != 0 {
+				continue
+			}
+			back := plan.Via{Route: r, Restore: true}
+			switch {
+			case r.Metric == def.Metric && a.Undo == nil:
+				def.Replace, back.Instead = true, f.Device.Name
+				a.Do, a.Undo = def, []plan.Step{back}
+			case r.Type != unicast || v6 && r.Protocol == ra:
+			default:
+				others = append(others, plan.Action{Do: plan.Via{Route: r, Delete: true}, Undo: []plan.Step{back},
+					Why: "one default route is enough; down puts it back"})
+			}
+		}
+		actions = append(append(actions, a), others...)
+	}
+	return actions, nil
+}
+
+// Override puts two routes over each default route that are more specific, and so
+// win, after a host route to each endpoint. The default routes stay untouched.
+func Override(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
+	actions := classic(cfg, f, p)
+	for _, v6 := range families(f) {
+		actions = append(actions, routeBatch(plan.Route{Link: f.Device.Name}, halves(v6), "together as much as the default route, and before it")...)
+	}
+	return actions, nil
+}
+
+// halves are the two prefixes of length 1.
+func halves(v6 bool) []netip.Prefix {
+	if v6 {
+		return []netip.Prefix{netip.MustParsePrefix("::/1"), netip.MustParsePrefix("8000::/1")}
+	}
+	return []netip.Prefix{netip.MustParsePrefix("0.0.0.0/1"), netip.MustParsePrefix("128.0.0.0/1")}
+}
