@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,7 +36,8 @@ func write(t *testing.T, path, text string, mode os.FileMode) {
 	}
 }
 
-// files lists the example configs below examples, the demo's too when all.
+// files lists the example configs below examples; with all those too that are for
+// namespaces, which test/systemd brings up, and the demo's.
 func files(t *testing.T, all bool) []string {
 	t.Helper()
 	list, err := filepath.Glob(root + "/examples/*.conf")
@@ -47,7 +49,11 @@ func files(t *testing.T, all bool) []string {
 		if err != nil || len(demo) != 2 {
 			t.Fatalf("the demo has %d configs: %v", len(demo), err)
 		}
-		list = append(list, demo...)
+		namespaces, err := filepath.Glob(root + "/examples/namespaces/*.conf")
+		if err != nil || len(namespaces) == 0 {
+			t.Fatalf("no examples for namespaces: %v", err)
+		}
+		list = slices.Concat(list, namespaces, demo)
 	}
 	return list
 }
@@ -69,7 +75,8 @@ func TestParse(t *testing.T) {
 }
 
 // TestManualQuotes: each example of the manual is a file of examples, word by
-// word, and each file is in the manual and in the folder's README.
+// word, and each file is in the folder's README and, but for those whose like is
+// there, in the manual.
 func TestManualQuotes(t *testing.T) {
 	page := read(t, root+"/man/wg-quickns.conf.5")
 	block := regexp.MustCompile(`(?s)\n\.\\" examples/([^\n]+)\n\.Bd -literal -offset indent\n(.*?)\.Ed\n`)
@@ -80,19 +87,28 @@ func TestManualQuotes(t *testing.T) {
 	if n := strings.Count(page, "\n.Bd -literal"); n != len(quoted) {
 		t.Errorf("%d literal blocks, of which %d name their file", n, len(quoted))
 	}
+	for name, text := range quoted {
+		if text != read(t, root+"/examples/"+name) {
+			t.Errorf("the manual's %s is not the file's text:\n%s", name, text)
+		}
+	}
 	readme := read(t, root+"/examples/README.md")
-	for _, path := range files(t, false) {
-		name := filepath.Base(path)
-		if quoted[name] != read(t, path) {
-			t.Errorf("the manual's %s is not the file's text:\n%s", name, quoted[name])
+	for _, path := range files(t, true) {
+		name, err := filepath.Rel(root+"/examples", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch dir, file := filepath.Split(name); {
+		case strings.HasPrefix(dir, "demo/"):
+			continue
+		case dir == "" && quoted[name] == "":
+			t.Errorf("the manual does not quote %s", name)
+		case dir != "" && !strings.Contains(page, file):
+			t.Errorf("the manual does not name %s", name)
 		}
 		if !strings.Contains(readme, "`"+name+"`") {
 			t.Errorf("examples/README.md does not name %s", name)
 		}
-		delete(quoted, name)
-	}
-	for name := range quoted {
-		t.Errorf("the manual quotes examples/%s, which does not exist", name)
 	}
 }
 

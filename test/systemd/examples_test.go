@@ -1,0 +1,184 @@
+//go:build systemd
+
+package systemd
+
+import (
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"wg-quickns/test/ns"
+)
+
+// TestContainer: examples/namespaces/container.conf, with a namespace that is
+// there before and one that is not.
+func TestContainer(t *testing.T) {
+	enter := []string{"ip", "netns", "exec", "container"}
+	before := state(t)
+	up(t, "container")
+	tunnelled(t, "container", enter)
+	resolves(t, enter)
+	down(t, "container")
+	same(t, before, state(t))
+
+	ns.Run(t, "ip", "netns", "add", "container")
+	before, was := state(t), within(t, enter)
+	up(t, "container")
+	down(t, "container")
+	same(t, before, state(t))
+	same(t, was, within(t, enter))
+	ns.Run(t, "ip", "netns", "delete", "container")
+}
+
+// TestProgram: examples/namespaces/program.conf, a program by exec.
+func TestProgram(t *testing.T) {
+	enter := []string{"wg-quickns", "exec", "--user", "nobody", "program", "--"}
+	before := state(t)
+	if r := ns.Try(exec.Command(enter[0], append(enter[1:], "true")...)); r.Code != 1 || !strings.Contains(r.Stderr, "program") {
+		t.Errorf("exec before up: %+v", r)
+	}
+	up(t, "program")
+	tunnelled(t, "program", enter)
+	resolves(t, enter)
+	if got := run(t, enter, "id", "-un"); got != "nobody\n" {
+		t.Errorf("runs as %s", got)
+	}
+	down(t, "program")
+	same(t, before, state(t))
+}
+
+// TestConfined: the service of examples/namespaces/confined.service.
+func TestConfined(t *testing.T) {
+	before := state(t)
+	ns.Run(t, "systemctl", "start", "confined")
+	enter := inside(mainPID(t, "confined"))
+	tunnelled(t, "confined", enter)
+	resolves(t, enter)
+	// the tunnel takes its service with it
+	ns.Run(t, "systemctl", "stop", "wg-quickns@confined")
+	if got := ns.Try(exec.Command("systemctl", "is-active", "confined")); got.Stdout != "inactive\n" {
+		t.Errorf("the service is %s", got.Stdout)
+	}
+	same(t, before, state(t))
+	// and it does not start without
+	ns.Run(t, "mv", "/etc/wireguard/confined.conf", "/etc/wireguard/away")
+	if r := ns.Try(exec.Command("systemctl", "start", "confined")); r.Code == 0 {
+		t.Error("the service started without its tunnel")
+	}
+	ns.Run(t, "mv", "/etc/wireguard/away", "/etc/wireguard/confined.conf")
+	same(t, before, state(t))
+}
+
+// TestDocker and TestPodman: a real container of each engine.
+func TestDocker(t *testing.T) {
+	write(t, "/etc/docker/daemon.json", `{"storage-driver":"vfs", "bridge":"none", "iptables":false, "ip6tables":false}`)
+	noSocket(t, "docker", "/run/docker.sock")
+	ns.Run(t, "systemctl", "start", "docker")
+	engine(t, "docker", []string{"stop", "--time", "0", "web"}, []string{"rm", "--force", "web"})
+}
+
+func TestPodman(t *testing.T) {
+	write(t, "/etc/containers/storage.conf", "[storage]\ndriver = \"vfs\"\nrunroot = \"/run/containers/storage\"\ngraphroot = \"/var/lib/containers/storage\"\n")
+	noSocket(t, "podman", "/run/podman/podman.sock")
+	ns.Run(t, "systemctl", "start", "podman.socket")
+	engine(t, "podman", []string{"rm", "--force", "web"})
+}
+
+func noSocket(t *testing.T, name, socket string) {
+	t.Helper()
+	ns.Run(t, "systemctl", "stop", name+".socket")
+	os.Remove(socket)
+	refused(t, name, "no API socket at "+socket)
+}
+
+// engine takes an engine's example through the life of a container, which ends,
+// with the tunnel up, in each of the ways.
+func engine(t *testing.T, name string, ends ...[]string) {
+	refused(t, name, "no container of that name")
+	ns.Run(t, "bash", "-ec", `tar -C /run/root -c . | "$0" import - lab`, name)
+	ns.Run(t, name, "create", "--network", "none", "--name", "web", "lab", "/bin/busybox", "sleep", "100000")
+	refused(t, name, "not running")
+	before := state(t)
+	for i, end := range ends {
+		ns.Run(t, name, "start", "web")
+		if i == 0 {
+			pid, err := strconv.Atoi(strings.TrimSpace(ns.Run(t, "pgrep", "-xf", "/bin/busybox sleep 100000")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			was := within(t, inside(pid))
+			up(t, name)
+			tunnelled(t, name, inside(pid))
+			resolves(t, []string{name, "exec", "web"})
+			down(t, name)
+			same(t, was, within(t, inside(pid)))
+			same(t, before, state(t))
+		}
+		up(t, name)
+		ns.Run(t, append([]string{name}, end...)...)
+		down(t, name)
+		becomes(t, before)
+		if end[0] == "stop" {
+			refused(t, name, "not running (exited)")
+		}
+	}
+}
+
+// TestUnit: the namespace of a service by unit:NAME.
+func TestUnit(t *testing.T) {
+	write(t, "/run/systemd/system/web.service", "[Service]\nPrivateNetwork=yes\nExecStart=/usr/bin/sleep infinity\n")
+	put(t, "unit", "unit:web.service")
+	refused(t, "unit", "inactive")
+	put(t, "none", "unit:none")
+	refused(t, "none", "no such unit")
+	ns.Run(t, "systemctl", "start", "web")
+	byProcess(t, "unit", inside(mainPID(t, "web")), "systemctl", "stop", "web")
+	refused(t, "unit", "inactive")
+}
+
+// TestMachine: the namespace of a machine of systemd-nspawn by machine:NAME.
+func TestMachine(t *testing.T) {
+	put(t, "machine", "machine:box")
+	refused(t, "machine", "box")
+	ns.Run(t, "systemd-run", "--quiet", "--unit=box", "--property=Type=notify", "--property=Delegate=yes",
+		"systemd-nspawn", "--machine=box", "--private-network", "--keep-unit", "--directory=/run/root", "/bin/busybox", "sleep", "100000")
+	pid, err := strconv.Atoi(strings.TrimSpace(ns.Run(t, "machinectl", "show", "box", "--property=Leader", "--value")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	byProcess(t, "machine", inside(pid), "systemctl", "stop", "box")
+	refused(t, "machine", "box")
+}
+
+// byProcess brings a tunnel up and down, and up again to stop what it lives in.
+func byProcess(t *testing.T, name string, enter []string, stop ...string) {
+	t.Helper()
+	before, was := state(t), within(t, enter)
+	up(t, name)
+	tunnelled(t, name, enter)
+	down(t, name)
+	same(t, before, state(t))
+	same(t, was, within(t, enter))
+	up(t, name)
+	ns.Run(t, stop...)
+	down(t, name)
+	becomes(t, before)
+}
+
+func mainPID(t *testing.T, unit string) int {
+	t.Helper()
+	pid, err := strconv.Atoi(strings.TrimSpace(ns.Run(t, "systemctl", "show", unit, "--property=MainPID", "--value")))
+	if err != nil || pid == 0 {
+		t.Fatalf("%s has no main process: %v", unit, err)
+	}
+	return pid
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
