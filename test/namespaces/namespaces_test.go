@@ -4,6 +4,9 @@ package namespaces
 
 import (
 	"fmt"
+	"maps"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +18,7 @@ import (
 
 	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
+	"wg-quickns/test/programs"
 )
 
 func TestMain(m *testing.M) { ns.Main(m) }
@@ -110,31 +114,61 @@ func sleeper(w world, name string) *exec.Cmd {
 	return cmd
 }
 
-// TestPairs takes every way to say where a tunnel is born and where it lives.
+// kernelWireGuard says whether this kernel has WireGuard.
+func (w world) kernelWireGuard() bool {
+	if w.NS.Try("ip", "link", "add", "probe", "type", "wireguard").Code != 0 {
+		return false
+	}
+	w.NS.Run("ip", "link", "delete", "probe")
+	return true
+}
+
+// TestPairs takes every way to say where a tunnel is born and where it lives, with
+// the kernel's WireGuard; without one with ours and with a program that goes to the background.
 func TestPairs(t *testing.T) {
 	w := newWorld(t)
 	ns.New(t, "there")
 	ns.New(t, "crib")
 	pid := sleeper(w, "there").Process.Pid
-	births := map[string]string{"": "bed", "crib": "crib", "fresh-crib": "fresh-crib"}
 	targets := map[string]string{
 		"": "bed", "there": "there", "fresh": "fresh", fmt.Sprint("pid:", pid): "there", fmt.Sprint(pid): "there",
 		"/run/netns/there": "there", fmt.Sprintf("/proc/%d/ns/net", pid): "there",
 	}
+	var pairs [][2]string
+	for target := range targets {
+		for _, birth := range []string{"", "crib", "fresh-crib"} {
+			pairs = append(pairs, [2]string{birth, target})
+		}
+		if target != "" {
+			pairs = append(pairs, [2]string{target, target})
+		}
+	}
+	maps.Copy(targets, map[string]string{"crib": "crib", "fresh-crib": "fresh-crib"})
+
+	kinds := []string{""}
+	if !w.kernelWireGuard() {
+		external, err := programs.WireGuardGo()
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds = append(kinds, external)
+	}
 	before, was := w.snapshot(), w.inside("there")
-	for birth, born := range births {
-		for target, lives := range targets {
-			t.Run(born+" to "+target, func(t *testing.T) {
+	for _, program := range kinds {
+		for _, pair := range pairs {
+			born, lives := targets[pair[0]], targets[pair[1]]
+			t.Run(fmt.Sprint(filepath.Base(program), " ", pair), func(t *testing.T) {
+				t.Setenv("WG_QUICK_USERSPACE_IMPLEMENTATION", program)
 				w := world{t, w.Bed}
 				keys := ""
-				if birth != "" {
-					keys = "BirthNamespace = " + birth + "\n"
+				if pair[0] != "" {
+					keys = "BirthNamespace = " + pair[0] + "\n"
 				}
-				if target != "" {
-					keys += "# wg-quickns: Namespace = " + target
+				if pair[1] != "" {
+					keys += "# wg-quickns: Namespace = " + pair[1]
 				}
 				w.Config(t, "wg0", config(1, keys))
-				w.want(0, w.Up("wg0"))
+				w.want(0, w.Up("wg0"), program)
 				if out := ns.Run(t, "ip", "-n", lives, "-br", "link", "show", "dev", "wg0"); !strings.HasPrefix(out, "wg0") {
 					t.Errorf("not where it lives: %s", out)
 				}
@@ -258,13 +292,20 @@ func public(w world, name string) string {
 func TestBusy(t *testing.T) {
 	w := newWorld(t)
 	before := w.snapshot()
-	w.Config(t, "wg0", config(1, "Namespace = box"))
-	w.want(0, w.Up("wg0"))
-	p := sleeper(w, "box")
-	w.want(1, w.Down("wg0"), "sleep (PID "+strconv.Itoa(p.Process.Pid)+")", "ip netns delete box")
-	bed.End(p)
-	w.want(0, w.Down("wg0"))
-	w.same(before)
+	for _, keys := range []string{"Namespace = box", "BirthNamespace = box", "Namespace = other\nBirthNamespace = box"} {
+		w.Config(t, "wg0", config(1, keys))
+		w.want(0, w.Up("wg0"))
+		p := sleeper(w, "box")
+		for range 2 {
+			w.want(1, w.Down("wg0"), "sleep (PID "+strconv.Itoa(p.Process.Pid)+")", "try down again: ip netns delete box\n")
+		}
+		if out := ns.Run(t, "ip", "-n", "box", "-br", "link"); strings.Contains(out, "wg0") {
+			t.Errorf("left in it: %s", out)
+		}
+		bed.End(p)
+		w.want(0, w.Down("wg0"))
+		w.same(before)
+	}
 }
 
 // TestGone: what went with its namespace, by hand or with its process, is no error.
@@ -302,6 +343,41 @@ func TestMoved(t *testing.T) {
 	}
 	w.want(0, w.Down("wg0"))
 	w.same(before)
+}
+
+// TestAlone: the record alone is enough, wherever up was killed, and with it exec too.
+func TestAlone(t *testing.T) {
+	w := newWorld(t)
+	ns.New(t, "there")
+	before := w.snapshot()
+	text := config(1, "Namespace = box\nBirthNamespace = crib\nDNS = 10.1.0.1\nPostDown = "+bed.Hook)
+	w.Config(t, "wg0", text)
+	steps := len(w.Steps(t, "up", "wg0"))
+	for step := range steps {
+		w.want(0, w.Down("wg0"))
+		w.want(128+9, w.Fault(fmt.Sprint("kill-after:", step+1), "up", "wg0"))
+		if err := os.Remove("/etc/wireguard/wg0.conf"); err != nil {
+			t.Fatal(err)
+		}
+		w.want(0, w.Down("wg0"))
+		w.Ran()
+		w.same(before)
+		w.Config(t, "wg0", text)
+		w.want(0, w.Up("wg0"))
+	}
+	// Another has what the config names now; the record knows what it made.
+	ns.Run(t, "ip", "netns", "delete", "crib")
+	ns.Run(t, "ip", "netns", "add", "crib")
+	if err := os.Remove("/etc/wireguard/wg0.conf"); err != nil {
+		t.Fatal(err)
+	}
+	w.want(0, w.Bed.Run(nil, w.Program, "exec", "wg0", "--", "ls", "/sys/class/net"), "wg0")
+	w.want(0, w.Down("wg0"))
+	if got := w.Ran(); len(got) != 1 {
+		t.Errorf("hooks: %q", got)
+	}
+	ns.Run(t, "ip", "netns", "delete", "crib") // it is still there
+	w.becomes(before)
 }
 
 // in starts a process in the network namespace of another, 0 for one of its own, and waits for it.
@@ -500,9 +576,57 @@ func TestMany(t *testing.T) {
 	for _, p := range running {
 		w.want(0, p.Wait())
 	}
+	running = nil
 	for n := range 10 {
-		w.want(0, w.Down(fmt.Sprint("wg", n)))
+		p, err := w.Start(nil, w.Program, "down", fmt.Sprint("wg", n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		running = append(running, p)
 	}
+	for _, p := range running {
+		w.want(0, p.Wait())
+	}
+	w.same(before)
+}
+
+// TestTwins: one name in two namespaces. A program can serve a name once, and says so.
+func TestTwins(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wg0", config(1, "Namespace = one\nDNS = 10.1.0.1"))
+	twin := filepath.Join(w.Dir, "wg0.conf")
+	if err := os.WriteFile(twin, []byte(config(2, "Namespace = two\nDNS = 10.2.0.1")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.want(0, w.Up("wg0"))
+	alone := w.snapshot()
+	if !w.kernelWireGuard() {
+		w.want(2, w.Up(twin), "an interface wg0 is served in another network namespace", "take another name")
+		w.same(alone)
+		w.want(1, w.Down(twin), "is not a WireGuard interface")
+		w.want(0, w.Down("wg0"))
+		w.same(before)
+		return
+	}
+	for _, gone := range []bool{false, true} {
+		w.want(0, w.Up(twin))
+		w.want(1, w.Up(twin), "already exists")
+		if gone {
+			for _, file := range []string{twin, "/etc/wireguard/wg0.conf"} {
+				if err := os.Rename(file, file+".gone"); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w.want(0, w.Down(twin))
+		w.same(alone)
+		if gone {
+			break
+		}
+	}
+	w.want(0, w.Bed.Run(nil, w.Program, "exec", "wg0", "--", "ip", "-o", "addr"), "10.1.0.2/24")
+	w.want(0, w.Down("wg0"))
 	w.same(before)
 }
 
@@ -510,47 +634,97 @@ func TestMany(t *testing.T) {
 func TestBadInput(t *testing.T) {
 	w := newWorld(t)
 	ns.New(t, "there")
-	for _, plain := range []string{"plain", "target"} {
-		if err := os.WriteFile("/run/netns/"+plain, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Symlink("there", "/run/netns/link"); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		for _, name := range []string{"plain", "target", "link"} {
-			os.Remove("/run/netns/" + name)
-		}
-	}()
+	ns.Run(t, "bash", "-ec", `cd /run/netns; touch plain file uts; ln -s there link; mkdir folder; mkfifo pipe
+		mount --bind /etc/passwd file; mount --bind /proc/self/ns/uts uts`)
+	t.Cleanup(func() {
+		ns.Run(t, "bash", "-ec", `cd /run/netns; umount file uts; rm plain file uts link pipe; rmdir folder`)
+	})
 	ns.Run(t, "ip", "-n", "there", "link", "add", "taken", "type", "veth")
+	dead := in(w, 0)
+	bed.End(dead)
+	engine(t, "/run/docker.sock", map[string]string{
+		"stopped": `{"State":{"Running":false,"Status":"exited","Pid":0}}`,
+		"remote":  `{"State":{"Running":true,"Status":"running","Pid":0}}`,
+		"ended":   fmt.Sprintf(`{"State":{"Running":true,"Status":"running","Pid":%d}}`, dead.Process.Pid),
+		"odd":     `[]`,
+	})
 	before := w.snapshot()
-	for keys, want := range map[string]string{
-		"Namespace = a/b":                        "wg0.conf:2: ",
-		"Namespace = ..":                         "wg0.conf:2: ",
-		"Namespace = 99999999999":                "wg0.conf:2: ",
-		"Namespace = plain":                      "plain",
-		"Namespace = link":                       "link",
-		"Namespace = 4194303":                    "4194303",
-		"Namespace = /nowhere":                   "/nowhere",
-		"Namespace = /etc/passwd":                "/etc/passwd",
-		"Namespace = docker:nothing":             "wg0.conf:2: ",
-		"Namespace = podman:nothing":             "wg0.conf:2: ",
-		"Namespace = unit:nothing.service":       "wg0.conf:2: ",
-		"Namespace = new\nManageNamespace=no":    "neither true nor false",
-		"Namespace = new\nManageNamespace=false": "ManageNamespace=false",
-		"HookNamespace = moon":                   "wg0.conf:2: ",
-		"# wg-quickns: Nmespace = x":             "wg0.conf:2: ",
+	for value, want := range map[string]string{
+		"a/b":                                "a name may hold no slash",
+		"../there":                           "a name may hold no slash",
+		"..":                                 "such a name is refused",
+		".":                                  "such a name is refused",
+		"-there":                             "such a name is refused",
+		"a name":                             "no blank",
+		strings.Repeat("n", 256):             "longer than a file's name",
+		"99999999999":                        "neither a name nor a process ID",
+		"0":                                  "neither a name nor a process ID",
+		"plain":                              "/run/netns/plain is a file but no network namespace",
+		"file":                               "/run/netns/file is a file but no network namespace",
+		"uts":                                "/run/netns/uts is a file but no network namespace",
+		"link":                               "/run/netns/link is a symbolic link",
+		"folder":                             "/run/netns/folder is no regular file",
+		"pipe":                               "/run/netns/pipe is no regular file",
+		"4194303":                            "there is no process 4194303",
+		"pid:4194303":                        "there is no process 4194303",
+		"pid:there":                          "a process ID must follow pid:",
+		fmt.Sprint(dead.Process.Pid):         fmt.Sprint("there is no process ", dead.Process.Pid),
+		"/nowhere":                           "/nowhere: no such file",
+		"/etc/passwd":                        "/etc/passwd is none",
+		"/proc/self/ns/mnt":                  "/proc/self/ns/mnt is none",
+		"/run/netns/plain":                   "/run/netns/plain is none",
+		"docker:":                            "a name must follow docker:",
+		"docker:stopped":                     "the container is not running (exited)",
+		"docker:remote":                      "the container has no process on this machine",
+		"docker:ended":                       fmt.Sprint("there is no process ", dead.Process.Pid),
+		"docker:odd":                         "read the answer of docker",
+		"docker:none":                        "docker has no container of that name",
+		"podman:none":                        "no API socket at /run/podman/podman.sock",
+		"unit:none.service":                  "find network namespace of unit none.service",
+		"unit:none.socket":                   "only a .service has a main process",
+		"machine:none":                       "find network namespace of machine none",
+		"missing\nManageNamespace = false":   "it does not exist, and ManageNamespace=false",
+		"there\nHookNamespace = moon":        "wg0.conf:4: ",
+		"there\nManageNamespace = no":        "`no' is neither true nor false",
+		"there\n# wg-quickns: Nmespace = x":  "wg0.conf:4: ",
+		"there\nPrivateNamespace = x":        "PrivateNamespace",
+		"/run/netns/there\nNamespaces = too": "Namespaces",
 	} {
-		w.Config(t, "wg0", config(1, keys))
-		if r := w.Up("wg0"); r.Code != 1 || !strings.Contains(r.Output, want) || strings.Contains(r.Output, "[#]") {
-			t.Errorf("%s: want %q: %v", keys, want, r)
+		for _, key := range []string{"Namespace", "BirthNamespace"} {
+			w.Config(t, "wg0", config(1, "# a line\n"+key+" = "+value))
+			place := "wg0.conf:3: "
+			if strings.Contains(value, "\n") && !strings.Contains(value, "= false") {
+				place = "" // of the next line
+			}
+			r := w.Up("wg0")
+			if r.Code != 1 || !strings.Contains(r.Output, want) || !strings.Contains(r.Output, place) || strings.Contains(r.Output, "[#]") {
+				t.Errorf("%s = %s: want %q with %q: %v", key, value, want, place, r)
+			}
+			w.same(before)
 		}
-		w.same(before)
 	}
 	w.Config(t, "taken", config(1, "Namespace = there"))
 	w.want(1, w.Up("taken"), "`taken' already exists")
 	w.same(before)
+}
+
+// engine answers as a container engine's API socket does, until the test ends.
+func engine(t *testing.T, socket string, containers map[string]string) {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/containers/"), "/json")
+		text, ok := containers[name]
+		if !ok {
+			http.NotFound(w, r)
+		}
+		fmt.Fprint(w, text)
+	})}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
 }
 
 // TestNameTaken: the name is in use in the birth namespace, and free in the target.

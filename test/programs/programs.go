@@ -10,11 +10,18 @@ import (
 )
 
 // Quickns is the path of wg-quickns. Without $WG_QUICKNS it is built first.
-func Quickns() (string, error) { return built("WG_QUICKNS", "wg-quickns", "") }
+func Quickns() (string, error) { return built("WG_QUICKNS", "wg-quickns", "./cmd/wg-quickns", "") }
 
 // Faults is the path of wg-quickns with the build tag faults: one that breaks
 // where $WG_QUICKNS_FAULT says. Without $WG_QUICKNS_FAULTS it is built first.
-func Faults() (string, error) { return built("WG_QUICKNS_FAULTS", "wg-quickns-faults", "faults") }
+func Faults() (string, error) { return built("WG_QUICKNS_FAULTS", "wg-quickns-faults", "./cmd/wg-quickns", "faults") }
+
+// WireGuardGo is the path of wireguard-go, a userspace WireGuard that goes to the
+// background by itself. Without $WG_WIREGUARD_GO it is built first, of the module's
+// own dependency.
+func WireGuardGo() (string, error) {
+	return built("WG_WIREGUARD_GO", "wireguard-go", "golang.zx2c4.com/wireguard", "")
+}
 
 // WGQuick is the path of the reference's wg-quick.
 func WGQuick() (string, error) { return reference("wg-quick") }
@@ -38,7 +45,7 @@ func reference(name string) (string, error) {
 	return path, nil
 }
 
-func built(env, name, tags string) (string, error) {
+func built(env, name, pkg, tags string) (string, error) {
 	if path := os.Getenv(env); path != "" {
 		return path, nil
 	}
@@ -47,7 +54,7 @@ func built(env, name, tags string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(root, "build", name)
-	c := exec.Command("go", "build", "-trimpath", "-tags", tags, "-o", path, "./cmd/wg-quickns")
+	c := exec.Command("go", "build", "-trimpath", "-tags", tags, "-o", path, pkg)
 	c.Dir, c.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
