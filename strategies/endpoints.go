@@ -141,12 +141,16 @@ func classic(cfg *confparse.Config, f *facts.Facts, p Place) []plan.Action {
 			dst = append(dst, a)
 		}
 	}
-	var reached []netip.Addr
-	inside := append(subnets(cfg), allowed(f)...)
-	for _, a := range outside {
-		if slices.ContainsFunc(inside, func(p netip.Prefix) bool { return p.Contains(a) }) {
-			reached = append(reached, a)
-		}
+	return append(hostRoutes(f, endangered(cfg, f, p)), routeBatch(plan.Route{Link: f.Device.Name}, uncovered(f, dst), "AllowedIPs")...)
+}
+
+// endangered lists the endpoints that a route by the tunnel would catch.
+func endangered(cfg *confparse.Config, f *facts.Facts, p Place) []netip.Addr {
+	if p.Elsewhere() {
+		return nil
 	}
-	return append(hostRoutes(f, reached), routeBatch(plan.Route{Link: f.Device.Name}, uncovered(f, dst), "AllowedIPs")...)
+	inside := append(subnets(cfg), allowed(f)...)
+	return slices.DeleteFunc(endpoints(f), func(a netip.Addr) bool {
+		return !slices.ContainsFunc(inside, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
 }

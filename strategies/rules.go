@@ -23,11 +23,9 @@ func Rules(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error
 	if err != nil {
 		return nil, err
 	}
-	first, second := cfg.RulePriorities()
+	_, second := cfg.RulePriorities()
 	apart, routed := families(f), allowed(f)
-	var outside []netip.Addr
 	if !p.Elsewhere() {
-		outside = endpoints(f)
 		for _, s := range swallowed(cfg, f) {
 			if v6 := s.Addr().Is6(); !slices.Contains(apart, v6) {
 				apart = append(apart, v6)
@@ -37,19 +35,7 @@ func Rules(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error
 			}
 		}
 	}
-	var actions []plan.Action
-	for _, a := range outside {
-		if !slices.Contains(apart, a.Is6()) {
-			continue
-		}
-		to := uint32(plan.TableMain)
-		if way, ok := wayTo(f, a); ok {
-			to = way.Table
-		}
-		actions = append(actions, ruleAction(plan.Rule{
-			IPv6: a.Is6(), Priority: first, To: netip.PrefixFrom(a, a.BitLen()), Table: to, SuppressPrefixLen: -1, ShowPriority: true,
-		}, "the endpoint stays reached the way it is now"))
-	}
+	actions := endpointRules(cfg, f, p)
 	var main, own []netip.Prefix
 	for _, a := range routed {
 		if slices.Contains(apart, a.Addr().Is6()) {
@@ -68,6 +54,23 @@ func Rules(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error
 		}, "everything else asks the tunnel's table"))
 	}
 	return actions, nil
+}
+
+// endpointRules sends the tunnel's own packets to the table that reaches their
+// endpoint now, before the tunnel's rule.
+func endpointRules(cfg *confparse.Config, f *facts.Facts, p Place) []plan.Action {
+	first, _ := cfg.RulePriorities()
+	var actions []plan.Action
+	for _, a := range endangered(cfg, f, p) {
+		to := uint32(plan.TableMain)
+		if way, ok := wayTo(f, a); ok {
+			to = way.Table
+		}
+		actions = append(actions, ruleAction(plan.Rule{
+			IPv6: a.Is6(), Priority: first, To: netip.PrefixFrom(a, a.BitLen()), Table: to, SuppressPrefixLen: -1, ShowPriority: true,
+		}, "the endpoint stays reached the way it is now"))
+	}
+	return actions
 }
 
 // freeTable is the table that the config names, else the first without a route or

@@ -75,7 +75,7 @@ func main() {
 func (a app) run() int {
 	args := a.args[1:]
 	commands := map[string]func(context.Context, string) error{
-		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip,
+		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip, "guard": a.guard,
 	}
 	switch {
 	case len(args) == 1 && (args[0] == "help" || args[0] == "--help" || args[0] == "-h"):

@@ -157,6 +157,11 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			if err != nil {
 				return nil, err
 			}
+			if known := strategies.Known(f); len(known) > 0 {
+				if err := s.log.Know(known); err != nil {
+					return nil, err
+				}
+			}
 			return strategies.Routes(s.cfg, f, s.place.Place)
 		}},
 		{Name: "PostUp", Plan: func(context.Context) ([]plan.Action, error) {

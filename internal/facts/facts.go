@@ -2,7 +2,10 @@
 // of the strategies beside the Config. It reads nothing itself.
 package facts
 
-import "net/netip"
+import (
+	"bytes"
+	"net/netip"
+)
 
 // Facts is one reading of one network namespace.
 type Facts struct {
@@ -45,7 +48,9 @@ type Link struct {
 	Index int
 	MTU   int
 	Up    bool
-	Type  string // IFLA_INFO_KIND: "wireguard", "veth", ...; "" for hardware
+	// Running says that it can carry packets now: it has a carrier (IFF_RUNNING).
+	Running bool
+	Type    string // IFLA_INFO_KIND: "wireguard", "veth", ...; "" for hardware
 }
 
 // Addr is one address of the tunnel.
@@ -79,6 +84,35 @@ type Way struct {
 	Expires uint32 `json:"expires,omitempty"` // seconds that it lives, 0: forever
 	// Raw is the route's rtnetlink attributes but for destination, table and metric.
 	Raw []byte `json:"raw"`
+}
+
+// Slot is what a table has one route for, unless more are appended.
+type Slot struct {
+	Dst         netip.Prefix
+	Table       uint32
+	Metric      uint32
+	TOS, SrcLen uint8
+}
+
+// Slot is the route's place in its table, with the kernel's defaults filled in.
+func (r Route) Slot() Slot {
+	s := Slot{Dst: r.Dst, Table: r.Table, Metric: r.Metric}
+	if s.Table == 0 {
+		s.Table = 254 // RT_TABLE_MAIN of linux/rtnetlink.h
+	}
+	if s.Metric == 0 && r.Dst.Addr().Is6() {
+		s.Metric = 1024 // IP6_RT_PRIO_USER, net/ip6_route.h
+	}
+	if r.Way != nil {
+		s.TOS, s.SrcLen = r.Way.TOS, r.Way.SrcLen
+	}
+	return s
+}
+
+// Same says whether two routes with a Way are one route. Who made it does not matter.
+func (r Route) Same(o Route) bool {
+	return r.Slot() == o.Slot() && r.Type == o.Type && r.Way != nil && o.Way != nil &&
+		bytes.Equal(r.Way.Raw, o.Way.Raw) && r.Way.Scope == o.Way.Scope && r.Way.Flags == o.Way.Flags
 }
 
 // Rule is one routing rule.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -83,11 +84,13 @@ type Journal struct {
 	up      bool
 	down    bool
 	after   bool
+	known   []netip.Prefix
 }
 
 type entry struct {
 	ns      plan.NS
 	do      plan.Step
+	raw     json.RawMessage // do, where it is not decoded yet
 	undo    []plan.Step
 	undone  []bool
 	certain bool
@@ -103,6 +106,7 @@ type record struct {
 	Applied bool            `json:"applied,omitempty"`
 	Cause   string          `json:"cause,omitempty"`
 	N       int             `json:"n,omitempty"`
+	Known   []netip.Prefix  `json:"known,omitempty"`
 	Do      json.RawMessage `json:"do,omitempty"`
 	Undo    json.RawMessage `json:"undo,omitempty"` // absent in done: as intended
 }
@@ -116,6 +120,7 @@ const (
 	opDown   = "down"
 	opAfter  = "after"
 	opUndone = "undone"
+	opKnown  = "known"
 )
 
 // Open reads a name's journal; where there is none it is empty. A last line
@@ -195,18 +200,26 @@ func (e *entry) decode(rawDo, rawUndo json.RawMessage) error {
 		return errors.New("more was undone than was to be")
 	}
 	if len(undo) == 0 {
+		e.raw = rawDo
 		return nil
 	}
-	do, err := plan.Decode(rawDo)
-	if err != nil {
+	if e.do, err = decodeOne(rawDo); err != nil {
 		return err
 	}
-	if len(do) != 1 {
-		return fmt.Errorf("%d steps in place of one", len(do))
-	}
-	e.do, e.undo = do[0], undo
+	e.undo = undo
 	e.undone = append(e.undone, make([]bool, len(undo)-len(e.undone))...)
 	return nil
+}
+
+func decodeOne(raw json.RawMessage) (plan.Step, error) {
+	list, err := plan.Decode(raw)
+	if err == nil && len(list) != 1 {
+		err = fmt.Errorf("%d steps in place of one", len(list))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
 }
 
 // admit says whether a record makes sense after those before it.
@@ -227,7 +240,7 @@ func (j *Journal) admit(r *record) error {
 		if r.ID < 1 || r.ID > len(j.entries) || r.N < 0 || r.N > 1<<20 {
 			return fmt.Errorf("record %q of an unknown step %d", r.Op, r.ID)
 		}
-	case opUp, opDown, opAfter:
+	case opUp, opDown, opAfter, opKnown:
 	default:
 		return fmt.Errorf("unknown record %q: a newer version wrote it", r.Op)
 	}
@@ -257,6 +270,8 @@ func (j *Journal) apply(r *record, do plan.Step, undo []plan.Step) {
 		j.down = true
 	case opAfter:
 		j.after = true
+	case opKnown:
+		j.known = r.Known
 	case opUndone:
 		if e := j.entries[r.ID-1]; r.N < len(e.undone) {
 			e.undone[r.N] = true
@@ -360,6 +375,14 @@ func (j *Journal) Down() error { return j.add(&record{Op: opDown}, nil, nil) }
 
 // After records that what `down` runs when its tunnel is gone has run.
 func (j *Journal) After() error { return j.add(&record{Op: opAfter}, nil, nil) }
+
+// Know records which of others' routes were there when the tunnel came up.
+func (j *Journal) Know(routes []netip.Prefix) error {
+	return j.add(&record{Op: opKnown, Known: routes}, nil, nil)
+}
+
+// Known lists what Know recorded.
+func (j *Journal) Known() []netip.Prefix { return j.known }
 
 // AfterRan says that After was recorded.
 func (j *Journal) AfterRan() bool { return j.after }
@@ -471,6 +494,31 @@ func (j *Journal) Pending() []Entry {
 		}
 	}
 	return list
+}
+
+// Standing lists all that was done and not undone since, oldest first, also what
+// needs no undoing.
+func (j *Journal) Standing() ([]Entry, error) {
+	var list []Entry
+	for i, e := range j.entries {
+		out := Entry{ID: i + 1, NS: e.ns, Do: e.do, Certain: e.certain}
+		for n, s := range e.undo {
+			if !e.undone[n] {
+				out.Undo, out.N = append(out.Undo, s), append(out.N, n)
+			}
+		}
+		if !e.certain || len(e.undo) > 0 && out.Undo == nil {
+			continue
+		}
+		if out.Do == nil {
+			var err error
+			if out.Do, err = decodeOne(e.raw); err != nil {
+				return nil, fmt.Errorf("journal of %s: step %d: %w", j.name, i+1, err)
+			}
+		}
+		list = append(list, out)
+	}
+	return list, nil
 }
 
 // Remove removes the journal: nothing is left to undo. The folder goes with the

@@ -79,7 +79,7 @@ func TestGather(t *testing.T) {
 	if !f.Device.Kernel {
 		kind = "tun"
 	}
-	if got, want := names[link], (facts.Link{Name: link, Index: wg.Index, MTU: 1400, Up: true, Type: kind}); got != want {
+	if got, want := names[link], (facts.Link{Name: link, Index: wg.Index, MTU: 1400, Up: true, Running: true, Type: kind}); got != want {
 		t.Errorf("link %+v, want %+v", got, want)
 	}
 	if got := names["lo"]; got.Type != "" || got.Index != 1 || !got.Up {

@@ -46,7 +46,8 @@ func parseLink(b []byte) (l facts.Link) {
 	if len(b) < unix.SizeofIfInfomsg {
 		return l
 	}
-	l.Index, l.Up = int(int32(native32(b[4:]))), native32(b[8:])&unix.IFF_UP != 0
+	flags := native32(b[8:])
+	l.Index, l.Up, l.Running = int(int32(native32(b[4:]))), flags&unix.IFF_UP != 0, flags&unix.IFF_RUNNING != 0
 	for typ, data := range attributes(b[unix.SizeofIfInfomsg:]) {
 		switch typ {
 		case unix.IFLA_IFNAME:

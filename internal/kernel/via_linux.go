@@ -135,36 +135,6 @@ func wayText(b []byte, w *facts.Way, names map[int]string) string {
 	return strings.Join(words, " ")
 }
 
-// like says whether a route of the kernel is the one that a step speaks of.
-func like(have, want facts.Route) bool {
-	return slot(have) == slot(want) && have.Type == want.Type && have.Way != nil && bytes.Equal(have.Way.Raw, want.Way.Raw) &&
-		have.Way.Scope == want.Way.Scope && have.Way.Flags == want.Way.Flags
-}
-
-// routeSlot is what the kernel has one route for, unless more are appended: the others
-// with it are told apart by their way.
-type routeSlot struct {
-	dst    netip.Prefix
-	table  uint32
-	metric uint32
-	tos    uint8
-	srcLen uint8
-}
-
-func slot(r facts.Route) routeSlot {
-	s := routeSlot{dst: r.Dst, table: r.Table, metric: r.Metric}
-	if s.table == 0 {
-		s.table = plan.TableMain
-	}
-	if s.metric == 0 && r.Dst.Addr().Is6() {
-		s.metric = 1024 // IP6_RT_PRIO_USER, net/ip6_route.h
-	}
-	if r.Way != nil {
-		s.tos, s.srcLen = r.Way.TOS, r.Way.SrcLen
-	}
-	return s
-}
-
 // details lists all routes with the Way of each.
 func (sp *space) details() ([]facts.Route, []facts.Link, error) {
 	links, err := sp.links()
@@ -182,7 +152,7 @@ func (sp *space) details() ([]facts.Route, []facts.Link, error) {
 func (sp *space) hasVia(s plan.Via) (bool, error) {
 	routes, _, err := sp.details()
 	for _, r := range routes {
-		if like(r, s.Route) {
+		if r.Same(s.Route) {
 			return true, nil
 		}
 	}
@@ -206,6 +176,8 @@ func (d *Doer) via(ctx context.Context, sp *space, s plan.Via) error {
 	switch {
 	case s.Delete:
 		return send(unix.RTM_DELROUTE, 0)
+	case s.Replace:
+		return send(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	case !s.Restore:
 		return send(unix.RTM_NEWROUTE, create)
 	}
@@ -222,7 +194,7 @@ func (d *Doer) via(ctx context.Context, sp *space, s plan.Via) error {
 		}
 	}
 	for _, r := range routes {
-		if slot(r) != slot(s.Route) || like(r, s.Route) {
+		if r.Slot() != s.Route.Slot() || r.Same(s.Route) {
 			continue
 		}
 		if s.Instead == "" || r.Index != instead {

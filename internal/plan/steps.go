@@ -158,6 +158,8 @@ func (s Route) Commands() []string {
 type Via struct {
 	Route  facts.Route `json:"route"` // with its Way
 	Delete bool        `json:"delete,omitempty"`
+	// Replace takes the place of a route of that metric, in one request.
+	Replace bool `json:"replace,omitempty"`
 	// Restore puts back what was there, as far as it still makes sense: not where
 	// its interface is gone or down, its gateway out of reach, or another route of
 	// its metric there, but for one by the interface Instead, whose place it takes.
@@ -169,7 +171,7 @@ func (Via) Kind() string { return KindVia }
 
 func (s Via) Commands() []string {
 	do := verb(s.Delete)
-	if s.Restore && s.Instead != "" {
+	if s.Replace || s.Restore && s.Instead != "" {
 		do = "replace"
 	}
 	r := s.Route

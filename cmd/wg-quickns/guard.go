@@ -1,0 +1,383 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/dns"
+	"wg-quickns/internal/engine"
+	"wg-quickns/internal/journal"
+	"wg-quickns/internal/kernel"
+	"wg-quickns/internal/plan"
+	"wg-quickns/strategies"
+)
+
+const (
+	// settle is how long the guard waits after a change for the next one: they come in bursts.
+	settle = 20 * time.Millisecond
+	// pause is how much longer than a check took the guard waits before the next one,
+	// so that it never takes more than a tenth of a CPU; at most pauseMost.
+	pause     = 10
+	pauseMost = 500 * time.Millisecond
+	// roamCheck is how often the guard looks whether a peer roamed, which the
+	// kernel does not tell, where an endpoint has a route or a rule of its own.
+	roamCheck = time.Second
+	// handshakeAge is when a name is looked up again: WireGuard has then given up
+	// (REJECT_AFTER_TIME of 180 s less its retries; wg's own reresolve-dns.sh has this number).
+	handshakeAge = 135 * time.Second
+	// A name that is looked up in vain is looked up again ever later.
+	firstRetry, lastRetry = 5 * time.Second, 5 * time.Minute
+	// The same repair is done so often in so long; then somebody else wants it otherwise.
+	fightCount, fightTime, truce = 10, 10 * time.Second, time.Minute
+)
+
+// guard keeps a tunnel's surroundings as `up` made them, until `down` or a signal.
+func (a app) guard(ctx context.Context, arg string) error {
+	if err := a.becomeRoot(); err != nil {
+		return err
+	}
+	t, configErr := a.parseOwn(arg)
+	if t.name == "" {
+		return configErr
+	}
+	g := &guard{app: a, target: t, retry: make(map[confparse.Key]retry), fights: make(map[string]fight)}
+	if configErr != nil {
+		a.say("%v; its record of `up' is used instead", configErr)
+	}
+	if data, err := os.ReadFile(t.path); err == nil {
+		if full, err := confparse.Parse(t.path, data); err == nil {
+			g.full = full
+		}
+	}
+	defer g.unwatch()
+	for {
+		wait, done, err := g.round(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil // a signal is how a guard ends
+		case err != nil || done:
+			return err
+		}
+		var timer <-chan time.Time
+		if wait > 0 {
+			timer = time.After(wait)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer:
+		case <-g.changed:
+			time.Sleep(settle)
+		}
+	}
+}
+
+// guard is what a guard knows between two looks.
+type guard struct {
+	app
+	target
+	full     *confparse.Config // the whole file, nil where it does not parse
+	begun    bool
+	watched  strategies.Place
+	kernel   *kernel.Doer // its sockets, for watching
+	changed  <-chan struct{}
+	stop     func()
+	retry    map[confparse.Key]retry
+	fights   map[string]fight
+	vanished bool
+}
+
+type retry struct {
+	at   time.Time
+	wait time.Duration
+}
+
+type fight struct {
+	at    []time.Time
+	until time.Time
+}
+
+func (g *guard) unwatch() {
+	if g.stop != nil {
+		g.stop()
+		g.kernel.Close()
+		g.stop = nil
+	}
+}
+
+// round is a look, and a pause after it that bounds what looking costs.
+func (g *guard) round(ctx context.Context) (wait time.Duration, done bool, err error) {
+	begin := time.Now()
+	wait, done, err = g.look(ctx)
+	if err == nil && !done {
+		time.Sleep(min(pause*time.Since(begin), pauseMost))
+	}
+	return wait, done, err
+}
+
+// look is one look at everything, and the repair, under the tunnel's lock. It says
+// after what time it wants to look again though nothing changed, 0 for never.
+func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err error) {
+	s, err := g.beginOwn(ctx, g.target)
+	if err != nil {
+		return 0, false, err
+	}
+	defer s.end()
+	if s.log.State() != journal.Complete {
+		if !g.begun {
+			return 0, true, fmt.Errorf("`%s' is not up by a record of %s: there is nothing to guard", g.name, g.program)
+		}
+		g.say("`%s' is down: nothing is left to guard", g.name)
+		return 0, true, nil
+	}
+	if err := g.watch(s); err != nil {
+		return 0, false, err
+	}
+	if !g.begun {
+		g.begun = true
+		g.say("guarding `%s'", g.name)
+	}
+	link, found, err := g.link(s)
+	if err != nil {
+		return 0, false, err
+	}
+	if !found || !s.recorded(link) {
+		return g.gone(ctx, s)
+	}
+	wait, err = g.check(ctx, s)
+	if err != nil {
+		// Others change things meanwhile: what fails now may do after the next change.
+		g.say("%v", err)
+		wait = firstRetry
+	}
+	return wait, false, nil
+}
+
+func (g *guard) link(s *session) (index int, found bool, err error) {
+	if s.gone(s.place.Target) {
+		return 0, false, nil
+	}
+	l, found, err := s.kernel.Link(s.local(s.place.Target), g.name)
+	return l.Index, found, err
+}
+
+// watch listens where the tunnel is, anew where that is another place than before.
+func (g *guard) watch(s *session) error {
+	if g.stop != nil && g.watched.Target == s.place.Target && g.watched.Birth == s.place.Birth {
+		return nil
+	}
+	g.unwatch()
+	var err error
+	if g.kernel, err = kernel.New(kernel.Options{}); err != nil {
+		return err
+	}
+	spaces := []plan.NS{s.local(s.place.Target)}
+	if birth := s.local(s.place.Birth); birth != spaces[0] && !s.gone(s.place.Birth) {
+		spaces = append(spaces, birth)
+	}
+	if g.changed, g.stop, err = g.kernel.Watch(spaces); err != nil {
+		g.kernel.Close()
+		g.stop = nil
+		return err
+	}
+	g.watched = s.place.Place
+	return nil
+}
+
+// gone cleans up after an interface that somebody deleted, unless a kill switch
+// keeps everything shut until the user says down.
+func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, error) {
+	standing, err := s.log.Standing()
+	if err != nil {
+		return 0, false, err
+	}
+	if slices.ContainsFunc(standing, func(e journal.Entry) bool { return shut(e.Do) }) {
+		if !g.vanished {
+			g.vanished = true
+			g.say("`%s' is gone; its kill switch holds until down", g.name)
+		}
+		return 0, false, nil
+	}
+	g.say("`%s' is gone: cleaning up after it", g.name)
+	return 0, true, s.engine.Down(ctx)
+}
+
+// shut says whether a step is a kill switch.
+func shut(plan.Step) bool { return false }
+
+// check repairs what is not as it should be.
+func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err error) {
+	head, _ := s.log.Header()
+	cfg := &confparse.Config{}
+	if s.cfg != nil {
+		copied := *s.cfg
+		cfg = &copied
+	}
+	cfg.RoutingStrategy = head.Strategy // as it is up, whatever the file says by now
+	target := s.local(s.place.Target)
+	if err := g.follow(ctx, s, target); err != nil {
+		g.say("%v", err)
+	}
+	f, err := s.kernel.Gather(ctx, target, g.name, kernel.Asked{Ways: true})
+	if err != nil {
+		return 0, err
+	}
+	entries, err := s.log.Standing()
+	if err != nil {
+		return 0, err
+	}
+	others, err := s.others()
+	if err != nil {
+		return 0, err
+	}
+	var hosts []netip.Prefix
+	for _, o := range others {
+		if v, ok := o.(plan.Via); ok && v.Delete {
+			hosts = append(hosts, v.Route.Dst)
+		}
+	}
+	standing := make([]strategies.Standing, len(entries))
+	for i, e := range entries {
+		standing[i] = strategies.Standing{ID: e.ID, Action: plan.Action{NS: e.NS, Do: e.Do, Undo: e.Undo}}
+	}
+	rep := g.peace(s, strategies.Guard(cfg, f, s.place.Place, standing, s.log.Known(), hosts))
+	work := engine.Repair{New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
+	for _, again := range rep.Again {
+		i := slices.IndexFunc(entries, func(e journal.Entry) bool { return e.ID == again.ID })
+		entry := entries[i]
+		entry.Do = again.Do
+		work.Again = append(work.Again, entry)
+	}
+	err = s.engine.Repair(ctx, work)
+	return g.next(cfg), err
+}
+
+// next is when to look again though nothing is heard of.
+func (g *guard) next(cfg *confparse.Config) time.Duration {
+	var wait time.Duration
+	soon := func(d time.Duration) {
+		if d = max(d, 10*time.Millisecond); wait == 0 || d < wait {
+			wait = d
+		}
+	}
+	if cfg.Strategy() != confparse.StrategyAuto {
+		soon(roamCheck)
+	}
+	for _, r := range g.retry {
+		soon(time.Until(r.at))
+	}
+	for _, f := range g.fights {
+		if left := time.Until(f.until); left > 0 {
+			soon(left)
+		}
+	}
+	return wait
+}
+
+// peace leaves out what was repaired again and again: somebody else wants it otherwise.
+func (g *guard) peace(s *session, r strategies.Repair) strategies.Repair {
+	now := time.Now()
+	ok := func(ns plan.NS, do plan.Step) bool {
+		if k := do.Kind(); k == plan.KindNft {
+			return true // asked for each time, done only where it is missing
+		}
+		key := strings.Join(plan.Trace(ns, do), "; ")
+		f := g.fights[key]
+		if now.Before(f.until) {
+			return false
+		}
+		f.at = slices.DeleteFunc(f.at, func(t time.Time) bool { return now.Sub(t) > fightTime })
+		f.at = append(f.at, now)
+		if len(f.at) > fightCount {
+			f.at, f.until = nil, now.Add(truce)
+			g.say("something undoes this again and again: %s (leaving it alone for %v)", firstLine(key), truce)
+		}
+		g.fights[key] = f
+		return now.After(f.until)
+	}
+	r.Again = slices.DeleteFunc(r.Again, func(a strategies.Standing) bool { return !ok(a.NS, a.Do) })
+	r.New = slices.DeleteFunc(r.New, func(a plan.Action) bool { return !ok(a.NS, a.Do) })
+	for key, f := range g.fights {
+		if now.After(f.until) && (len(f.at) == 0 || now.Sub(f.at[len(f.at)-1]) > fightTime) {
+			delete(g.fights, key)
+		}
+	}
+	return r
+}
+
+func firstLine(text string) string {
+	const most = 200
+	if len(text) > most {
+		text = text[:most] + "..."
+	}
+	return text
+}
+
+// follow looks endpoint names up again whose peer has not answered for long, and
+// notes when to do so next.
+func (g *guard) follow(ctx context.Context, s *session, target plan.NS) error {
+	if g.full == nil || !slices.ContainsFunc(g.full.Device.Peers, named) {
+		return nil
+	}
+	peers, err := s.kernel.Peers(ctx, target, g.name)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range g.full.Device.Peers {
+		if !named(p) {
+			continue
+		}
+		i := slices.IndexFunc(peers, func(q kernel.Peer) bool { return q.PublicKey == p.PublicKey })
+		if i < 0 {
+			delete(g.retry, p.PublicKey)
+			continue
+		}
+		due := peers[i].Handshake.Add(handshakeAge)
+		r := g.retry[p.PublicKey]
+		if due.After(time.Now()) {
+			g.retry[p.PublicKey] = retry{at: due}
+			continue
+		}
+		if r.wait > 0 && r.at.After(time.Now()) {
+			continue
+		}
+		r.wait = min(max(firstRetry, 2*r.wait), lastRetry)
+		errs = append(errs, g.again(ctx, s, target, p, peers[i]))
+		r.at = time.Now().Add(r.wait)
+		g.retry[p.PublicKey] = r
+	}
+	return errors.Join(errs...)
+}
+
+// again looks one peer's name up, and follows it where it leads elsewhere now.
+func (g *guard) again(ctx context.Context, s *session, target plan.NS, p confparse.Peer, now kernel.Peer) error {
+	ctx, cancel := context.WithTimeout(ctx, firstRetry)
+	defer cancel()
+	e := confparse.Endpoint{Host: p.Endpoint.Host, Port: p.Endpoint.Port, Line: p.Endpoint.Line}
+	one := confparse.Device{Peers: []confparse.Peer{{Endpoint: &e}}}
+	if err := dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &one, dns.Options{Log: func(string) {}}); err != nil {
+		return err
+	}
+	if e.Addr == now.Endpoint {
+		return nil
+	}
+	trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, e.Host, e.Addr)})
+	return s.kernel.SetEndpoint(ctx, target, g.name, p.PublicKey, e.Addr)
+}
+
+// named says whether a peer's endpoint is given by a name.
+func named(p confparse.Peer) bool {
+	if p.Endpoint == nil {
+		return false
+	}
+	_, err := netip.ParseAddr(p.Endpoint.Host)
+	return err != nil
+}
