@@ -63,6 +63,9 @@ func (a app) up(ctx context.Context, arg string) error {
 	}
 	defer s.engine.Held.Close()
 	if cleared || p.changed() {
+		if err := s.kernel.Close(); err != nil { // what it has open is of before
+			return err
+		}
 		if p, err = findPlace(ctx, t.path, t.cfg); err != nil {
 			return err
 		}

@@ -14,7 +14,9 @@ func Quickns() (string, error) { return built("WG_QUICKNS", "wg-quickns", "./cmd
 
 // Faults is the path of wg-quickns with the build tag faults: one that breaks
 // where $WG_QUICKNS_FAULT says. Without $WG_QUICKNS_FAULTS it is built first.
-func Faults() (string, error) { return built("WG_QUICKNS_FAULTS", "wg-quickns-faults", "./cmd/wg-quickns", "faults") }
+func Faults() (string, error) {
+	return built("WG_QUICKNS_FAULTS", "wg-quickns-faults", "./cmd/wg-quickns", "faults")
+}
 
 // WireGuardGo is the path of wireguard-go, a userspace WireGuard that goes to the
 // background by itself. Without $WG_WIREGUARD_GO it is built first, of the module's
