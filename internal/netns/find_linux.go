@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -89,7 +90,7 @@ func (f finder) find(ctx context.Context, kind Kind, value string) (Found, error
 		if err != nil {
 			return Found{}, err
 		}
-		return Found{Path: value}, file.Close()
+		return Found{Path: canonical(value)}, file.Close()
 	case Docker:
 		pid, err := container(ctx, "docker", f.docker, value)
 		return found(ctx, "container", value, pid, err)
@@ -104,6 +105,19 @@ func (f finder) find(ctx context.Context, kind Kind, value string) (Found, error
 		return found(ctx, "machine", value, pid, err)
 	}
 	return Found{}, fmt.Errorf("find network namespace %s: unknown kind %d", value, kind)
+}
+
+// canonical is the usual path of a named namespace, which has files by that name,
+// whichever way a path leads there: /var/run/netns/NAME for one.
+func canonical(path string) string {
+	in, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return path
+	}
+	if usual, err := os.Stat(dir); err != nil || !os.SameFile(in, usual) {
+		return path
+	}
+	return filepath.Join(dir, filepath.Base(path))
 }
 
 // found is what a daemon's answer leads to.

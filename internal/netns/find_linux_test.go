@@ -73,6 +73,7 @@ func TestFind(t *testing.T) {
 		{Number, dead, Found{}, unix.ESRCH},
 		{Path, proc, Found{Path: proc}, nil},
 		{Path, "/run/netns/named", Found{Path: "/run/netns/named"}, nil},
+		{Path, "/var/run//netns/named", Found{Path: "/run/netns/named"}, nil},
 		{Path, "/nonexistent", Found{}, unix.ENOENT},
 		{Path, "/dev/null", Found{}, unix.EINVAL},
 	} {
