@@ -3,7 +3,9 @@ package crash
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"wg-quickns/test/bed"
 )
@@ -114,6 +116,35 @@ func (w *world) killed(up, down []string) {
 		p.ready()
 		p.down()
 	})
+}
+
+// anytime kills up, and down, at moments spread over the time that they take,
+// between the system calls of a step too.
+func (w *world) anytime(n int) {
+	for _, command := range []string{"up", "down"} {
+		var took time.Duration
+		for i := range n {
+			w.at(command+" killed at any time, then down: state equal", fmt.Sprintf("%d of %d", i, n), func(p *point) {
+				if command == "down" {
+					p.ready()
+				} else {
+					p.none()
+				}
+				start := time.Now()
+				c := p.start(command)
+				if took == 0 { // how long a whole one is
+					p.want(command, c.Wait(), 0)
+					took = time.Since(start)
+				} else {
+					time.Sleep(took * time.Duration(i) / time.Duration(n))
+					c.Signal(syscall.SIGKILL)
+					p.want(command, c.Wait(), killed, 0)
+				}
+				p.isUp = false
+				p.rest()
+			})
+		}
+	}
 }
 
 var (

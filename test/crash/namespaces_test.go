@@ -19,8 +19,16 @@ func TestNamespaces(t *testing.T) {
 			w.few = os.Getenv("CRASH") != "all"
 			w.matrix()
 			w.run("no room", w.full)
+			w.run("killed at any time", func() { w.anytime(moments(w)) })
 		})
 	}
+}
+
+func moments(w *world) int {
+	if w.few {
+		return 10
+	}
+	return 200
 }
 
 func (w *world) puts(keys string) {
