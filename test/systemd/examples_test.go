@@ -3,11 +3,13 @@
 package systemd
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"wg-quickns/test/ns"
 )
@@ -68,6 +70,57 @@ func TestConfined(t *testing.T) {
 		t.Error("the service started without its tunnel")
 	}
 	ns.Run(t, "mv", "/etc/wireguard/away", "/etc/wireguard/confined.conf")
+	same(t, before, state(t))
+}
+
+// TestConfinedLookup: the service asks the tunnel's name server alone, whatever
+// resolves names on the machine.
+func TestConfinedLookup(t *testing.T) {
+	resolvers(t)
+	ns.Run(t, "systemctl", "start", "confined")
+	defer ns.Run(t, "systemctl", "stop", "wg-quickns@confined")
+	enter := inside(mainPID(t, "confined"))
+	for _, packet := range capture(t, func() {
+		for _, source := range []string{"files dns", "resolve [!UNAVAIL=return] files dns"} {
+			ns.Run(t, "sed", "-i", "s/^hosts:.*/hosts: "+source+"/", "/etc/nsswitch.conf")
+			for _, name := range []string{"known.far.example", "new.far.example"} {
+				if got := ns.Run(t, append(enter, "getent", "ahostsv4", name)...); !strings.HasPrefix(got, tunnels+" ") {
+					t.Errorf("%s: %s is %s", source, name, got)
+				}
+			}
+		}
+	}) {
+		if !strings.Contains(packet, "192.0.2.10.51820") {
+			t.Errorf("on the wire: %s", packet)
+		}
+	}
+}
+
+// TestConfinedExec: the manual's other way to confine a service, while the
+// machine's resolv.conf is replaced.
+func TestConfinedExec(t *testing.T) {
+	const tunnel = "wg-quickns@confined.service"
+	before := state(t)
+	ns.Run(t, "systemctl", "start", tunnel)
+	ns.Run(t, "systemd-run", "--quiet", "--unit=other", "--property=Type=exec", "--property=BindsTo="+tunnel, "--property=After="+tunnel,
+		"/usr/local/bin/wg-quickns", "exec", "--user", "nobody", "confined", "--", "sleep", "infinity")
+	pid := mainPID(t, "other")
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(comm) == "sleep\n" {
+			break
+		} else if time.Now().After(end) {
+			t.Fatalf("the service runs %s", comm)
+		}
+	}
+	ns.Run(t, "cp", "/etc/resolv.conf", "/etc/resolv.conf.new")
+	ns.Run(t, "mv", "/etc/resolv.conf.new", "/etc/resolv.conf")
+	enter := inside(pid)
+	tunnelled(t, "confined", enter)
+	resolves(t, enter)
+	ns.Run(t, "systemctl", "stop", tunnel)
+	if got := ns.Try(exec.Command("systemctl", "is-active", "other")); got.Stdout != "inactive\n" {
+		t.Errorf("the service is %s", got.Stdout)
+	}
 	same(t, before, state(t))
 }
 
