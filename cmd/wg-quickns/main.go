@@ -24,6 +24,8 @@ import (
 const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFACE ]
        %[1]s exec [ --birth | --namespace NS ] [ --user USER ] INTERFACE -- COMMAND
        %[1]s shell [ --birth | --namespace NS ] [ --user USER ] INTERFACE
+       %[1]s plan [ up | down ] [ --json ] [ CONFIG_FILE | INTERFACE ]
+       %[1]s up --dry-run [ CONFIG_FILE | INTERFACE ]
 
   CONFIG_FILE is a file whose name is the interface's name followed by ` + "`.conf'" + `.
   INTERFACE alone stands for /etc/wireguard/INTERFACE.conf. The file is what
@@ -53,6 +55,8 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   exec   runs a command in the device's namespace, or in that of its socket when
          the device is in the caller's, as the user who called
   shell  likewise the user's shell
+  plan   prints what up or down would do, as commands with their undo and reason,
+         and touches nothing; up --dry-run is the same as plan up
 
 See wg-quickns(8) and wg-quickns.conf(5) for more, and for examples.
 `
@@ -87,6 +91,14 @@ func (a app) run() int {
 		return a.status(dns.Serve(os.Stdin, os.Stdout))
 	case len(args) > 1 && (args[0] == "exec" || args[0] == "shell"):
 		return a.status(a.exec(context.Background(), args[1:], args[0] == "shell"))
+	case len(args) > 0 && args[0] == "plan":
+		return a.status(a.planCommand(context.Background(), args[1:]))
+	case len(args) == 3 && args[0] == "up" && (args[1] == "--dry-run" || args[2] == "--dry-run"):
+		arg := args[1]
+		if arg == "--dry-run" {
+			arg = args[2]
+		}
+		return a.status(a.planCommand(context.Background(), []string{"up", arg}))
 	case len(args) == 2 && commands[args[0]] != nil:
 		debug.SetGCPercent(gcPercent)
 		ctx, stop := notify(context.Background())

@@ -45,6 +45,8 @@ type session struct {
 	doer   engine.Doer
 	engine *engine.Engine
 	device *facts.Device // as last gathered by up
+	// forecast is what the facts will be, for a plan that is only shown; nil: they are read.
+	forecast *facts.Facts
 }
 
 // doers sends each step to the room that can do it.

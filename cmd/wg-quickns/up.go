@@ -22,18 +22,8 @@ func (a app) up(ctx context.Context, arg string) error {
 	if err := a.becomeRoot(); err != nil {
 		return err
 	}
-	t, data, err := a.open(arg)
+	t, err := a.parse(arg)
 	if err != nil {
-		return err
-	}
-	if t.cfg, err = confparse.Parse(t.path, data); err != nil {
-		return err
-	}
-	names, err := kernel.TableNames()
-	if err != nil {
-		return err
-	}
-	if err := t.cfg.CheckTable(names); err != nil {
 		return err
 	}
 	if insideHook(t.name) {
@@ -84,6 +74,22 @@ func (a app) up(ctx context.Context, arg string) error {
 		return err
 	}
 	return s.engine.Up(ctx, s.stages(head, retries)...)
+}
+
+// parse reads a whole config, as up needs it.
+func (a app) parse(arg string) (target, error) {
+	t, data, err := a.open(arg)
+	if err != nil {
+		return t, err
+	}
+	if t.cfg, err = confparse.Parse(t.path, data); err != nil {
+		return t, err
+	}
+	names, err := kernel.TableNames()
+	if err != nil {
+		return t, err
+	}
+	return t, t.cfg.CheckTable(names)
 }
 
 // clear finishes what an earlier run left, and says whether it did; it refuses
@@ -160,7 +166,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			if err != nil {
 				return nil, err
 			}
-			if known := strategies.Known(f); len(known) > 0 {
+			if known := strategies.Known(f); len(known) > 0 && s.forecast == nil {
 				if err := s.log.Know(known); err != nil {
 					return nil, err
 				}
@@ -187,6 +193,9 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 // gatherLink reads the facts that addresses and MTU follow from.
 func (s *session) gatherLink(ctx context.Context) (*facts.Facts, error) {
 	pathMTU := s.cfg.MTU == 0
+	if s.forecast != nil {
+		return s.forecast, s.forecastMTU(ctx)
+	}
 	f, err := s.kernel.GatherLink(ctx, s.place.Target, s.name, kernel.Asked{
 		PathMTU: pathMTU && !s.place.Elsewhere(), Device: s.device,
 	})
@@ -196,22 +205,28 @@ func (s *session) gatherLink(ctx context.Context) (*facts.Facts, error) {
 	s.device = &f.Device // nothing configures it any more
 	if pathMTU && s.place.Elsewhere() {
 		// The encrypted packets' way begins where the socket is.
-		var endpoints []netip.Addr
-		for _, p := range f.Device.Peers {
-			if p.Endpoint.IsValid() {
-				endpoints = append(endpoints, p.Endpoint.Addr())
-			}
-		}
 		f.DefaultMTU = 0
-		if f.PathMTU, err = s.kernel.PathMTU(ctx, s.place.Birth, endpoints); err != nil {
-			return nil, err
+		f.PathMTU, err = s.kernel.PathMTU(ctx, s.place.Birth, endpoints(f))
+	}
+	return f, err
+}
+
+// endpoints lists the addresses of the device's peers.
+func endpoints(f *facts.Facts) []netip.Addr {
+	var list []netip.Addr
+	for _, p := range f.Device.Peers {
+		if p.Endpoint.IsValid() {
+			list = append(list, p.Endpoint.Addr())
 		}
 	}
-	return f, nil
+	return list
 }
 
 // gather reads the facts, and what other tunnels' journals will put back.
 func (s *session) gather(ctx context.Context) (*facts.Facts, error) {
+	if s.forecast != nil {
+		return s.forecast, nil
+	}
 	f, err := s.kernel.Gather(ctx, s.place.Target, s.name, kernel.Asked{Ways: strategies.NeedsWays(s.cfg), Device: s.device})
 	if err != nil {
 		return nil, err

@@ -266,19 +266,17 @@ type undoing struct {
 
 // undo carries out what is pending, past errors, until ctx ends.
 func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
-	var list []undoing
-	for _, entry := range slices.Backward(e.Journal.Pending()) {
-		for i, s := range entry.Undo {
-			list = append(list, undoing{entry, entry.N[i], s})
-		}
+	entries := e.Journal.Pending()
+	actions := make([]plan.Action, len(entries))
+	for i, entry := range entries {
+		actions[i] = plan.Action{NS: entry.NS, Undo: entry.Undo}
 	}
-	slices.SortStableFunc(list, func(a, b undoing) int {
-		return plan.UndoRank(a.step, rollback) - plan.UndoRank(b.step, rollback)
-	})
 	var errs []error
 	var left []string
 	inside := false // something is left that may be in a namespace: it stays for that, and for After
-	for _, u := range list {
+	for _, next := range plan.UndoOrder(actions, rollback) {
+		entry := entries[next.Action]
+		u := undoing{entry, entry.N[next.Undo], next.Step}
 		made := u.step.Kind() == plan.KindNetns
 		if made && !inside {
 			errs = append(errs, e.after(ctx)) // while there is a namespace to run it in

@@ -23,6 +23,9 @@ import (
 type Asked struct {
 	PathMTU bool // the paths' MTUs: one question per endpoint
 	Ways    bool // the Way of others' routes: there may be many
+	// Absent reads what there is without the link, as anybody may: the device is
+	// left out, and where only root could tell, nf_tables are taken to be there.
+	Absent bool
 	// Device is what WireGuard said of the same link in a reading since which
 	// nothing configured it, not to be read again: there may be many peers.
 	Device *facts.Device
@@ -40,12 +43,14 @@ func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, ask Asked) (
 	if err != nil {
 		return nil, err
 	}
-	addrs, err := sp.addrs(facts.Link{Name: link, Index: f.Device.Index})
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range addrs {
-		f.Addrs = append(f.Addrs, facts.Addr{Prefix: p})
+	if !ask.Absent {
+		addrs, err := sp.addrs(facts.Link{Name: link, Index: f.Device.Index})
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range addrs {
+			f.Addrs = append(f.Addrs, facts.Addr{Prefix: p})
+		}
 	}
 	if f.IPv6, err = sp.hasIPv6(); err != nil {
 		return nil, err
@@ -71,6 +76,9 @@ func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, ask Asked) (
 		return nil, err
 	}
 	_, f.NFTables, err = sp.nftTables()
+	if ask.Absent && errors.Is(err, fs.ErrPermission) {
+		f.NFTables, err = true, nil
+	}
 	return f, err
 }
 
@@ -86,11 +94,15 @@ func (d *Doer) GatherLink(ctx context.Context, ns plan.NS, link string, ask Aske
 		return nil, err
 	}
 	i := slices.IndexFunc(f.Links, func(l facts.Link) bool { return l.Name == link })
-	if i < 0 {
+	if i < 0 && !ask.Absent {
 		return nil, noLink(link)
 	}
-	l := f.Links[i]
-	if ask.Device != nil && ask.Device.Index == l.Index {
+	var l facts.Link
+	if i >= 0 {
+		l = f.Links[i]
+	}
+	if ask.Absent {
+	} else if ask.Device != nil && ask.Device.Index == l.Index {
 		f.Device = *ask.Device
 	} else {
 		dev, kernel, err := sp.device(ctx, link)

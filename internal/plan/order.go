@@ -1,5 +1,27 @@
 package plan
 
+import "slices"
+
+// Undoing is an undo step in its place.
+type Undoing struct {
+	NS   NS
+	Step Step
+	// Action is the index of the action that it undoes, Undo that in its Undo.
+	Action, Undo int
+}
+
+// UndoOrder is what undoes the actions, oldest first, in the order of UndoRank.
+func UndoOrder(actions []Action, rollback bool) []Undoing {
+	var list []Undoing
+	for i, a := range slices.Backward(actions) {
+		for n, s := range a.Undo {
+			list = append(list, Undoing{a.NS, s, i, n})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Undoing) int { return UndoRank(a.Step, rollback) - UndoRank(b.Step, rollback) })
+	return list
+}
+
 // UndoRank is the place of an undo step among the others, lowest first; equal
 // ranks are undone newest first. The order is wg-quick's: its `down` takes off
 // rules (IPv4's before IPv6's, each family's own table before table main's),

@@ -169,6 +169,28 @@ func state(run func(argv ...string) string) string {
 		nft list ruleset`)
 }
 
+// traced is what a run says that it did, but for starting its userspace WireGuard.
+func traced(stderr string) []string {
+	var list []string
+	for line := range strings.Lines(stderr) {
+		if c, ok := strings.CutPrefix(strings.TrimSpace(line), "[#] "); ok && !strings.Contains(c, " userspace ") {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// commands are the commands of a plan.
+func commands(planned string) []string {
+	var list []string
+	for line := range strings.Lines(planned) {
+		if !strings.HasPrefix(line, "    ") {
+			list = append(list, strings.TrimSpace(line))
+		}
+	}
+	return list
+}
+
 // TestUpDown brings each example up and down again.
 func TestUpDown(t *testing.T) {
 	n, calls := setup(t)
@@ -177,8 +199,19 @@ func TestUpDown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			before := state(n.Run)
 			write(t, calls, "", 0o600)
-			if r := n.Try("wg-quickns", "up", name); r.Code != 0 {
+			planned := n.Run("wg-quickns", "plan", "up", name)
+			if dry := n.Run("wg-quickns", "up", "--dry-run", name); dry != planned {
+				t.Errorf("up --dry-run is not plan up:\n%s", dry)
+			}
+			if after := state(n.Run); after != before {
+				t.Fatalf("plan changed something:\n%s\nbefore:\n%s", after, before)
+			}
+			r := n.Try("wg-quickns", "up", name)
+			if r.Code != 0 {
 				t.Fatalf("up: exit status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+			}
+			if got, want := traced(r.Stderr), commands(planned); !slices.Equal(got, want) {
+				t.Errorf("up did\n%s\nand not as planned\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			cfg, err := confparse.Parse(path, []byte(read(t, path)))
 			if err != nil {
@@ -199,8 +232,14 @@ func TestUpDown(t *testing.T) {
 			if (len(cfg.DNS) > 0) != strings.Contains(read(t, calls), "-a "+name+" ") {
 				t.Errorf("calls of resolvconf:\n%s", read(t, calls))
 			}
-			if r := n.Try("wg-quickns", "down", name); r.Code != 0 {
+			planned = n.Run("wg-quickns", "plan", "down", name)
+			if r = n.Try("wg-quickns", "down", name); r.Code != 0 {
 				t.Fatalf("down: exit status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+			}
+			// saving is not undoing; both families' tables go at once, and then there is none to go
+			got := slices.DeleteFunc(traced(r.Stderr), func(c string) bool { return strings.HasPrefix(c, "wg showconf") })
+			if want := commands(planned); !slices.Equal(slices.Compact(got), slices.Compact(want)) {
+				t.Errorf("down did\n%s\nand not as planned\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			// a server stays a router
 			if name == "server" {
@@ -249,20 +288,20 @@ func TestManualCommands(t *testing.T) {
 	if !ok || !ok2 {
 		t.Fatal("wg-quickns.8 has no section EXAMPLES")
 	}
-	commands := 0
+	ran := 0
 	for line := range strings.Lines(section) {
 		command, ok := strings.CutPrefix(line, ".Dl # ")
 		if !ok {
 			continue
 		}
-		commands++
+		ran++
 		r := ns.Try(exec.Command("bash", "-e", "-o", "pipefail", "-c", "cd /etc/wireguard\n"+command))
 		if r.Code != 0 {
 			t.Fatalf("%sexit status %d\n%s%s", command, r.Code, r.Stdout, r.Stderr)
 		}
 	}
-	if commands < 5 {
-		t.Errorf("only %d commands", commands)
+	if ran < 5 {
+		t.Errorf("only %d commands", ran)
 	}
 	if after := state(run); after != before {
 		t.Errorf("not as before:\n%s\nbefore:\n%s", after, before)
