@@ -31,7 +31,7 @@ type world struct {
 	home   string         // the namespace that it lives in, "" the bed
 	resolv string         // where its DNS= is written, "" resolvconf
 	there  *bed.Bed       // a namespace that it may change, beside the bed
-	few    bool           // one mode a step, in turn
+	few    int            // 0: each mode at each step, n: one mode, in turn, at each n-th step
 
 	root   *testing.T // lives as long as the beds
 	t      *testing.T // the part that runs
@@ -48,7 +48,10 @@ func newWorld(t *testing.T) *world {
 }
 
 func worldOf(t *testing.T, tunnel func(w *world)) *world {
-	w := &world{tunnel: tunnel, few: slow, root: t, t: t, cases: map[string]int{}, failed: map[string]int{}}
+	w := &world{tunnel: tunnel, root: t, t: t, cases: map[string]int{}, failed: map[string]int{}}
+	if slow {
+		w.few = 1
+	}
 	w.fresh()
 	return w
 }

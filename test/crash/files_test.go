@@ -71,7 +71,7 @@ func (w *world) full() {
 		p.down()
 	})
 	for k, start := range all {
-		if w.few && k%4 != 0 {
+		if w.few > 0 && k%(4*w.few) != 0 {
 			continue
 		}
 		if w.there != nil && k == len(all)-1 {

@@ -50,11 +50,11 @@ type fault struct {
 
 func (f fault) String() string { return fmt.Sprintf("%s:%d", f.mode, f.step+1) }
 
-// faults lists every mode for every step; with rotate one mode a step, in turn.
-func faults(steps []string, rotate bool, modes ...string) (list []fault) {
+// faults lists every mode for every step, or few of them (see world).
+func faults(steps []string, few int, modes ...string) (list []fault) {
 	for i, step := range steps {
 		for m, mode := range modes {
-			if !rotate || m == i%len(modes) {
+			if few == 0 || i%few == 0 && m == i/few%len(modes) {
 				f := fault{mode: mode, step: i}
 				f.name = fmt.Sprintf("%v of %d (%s)", f, len(steps), step)
 				list = append(list, f)
@@ -75,12 +75,20 @@ func (p *point) breaks(f fault, command string, codes ...int) bed.Result {
 
 const killed = 128 + 9
 
+// killsFew is few, but 0 for the tunnel in the bed: in the lab too that is killed at
+// each point.
+func (w *world) killsFew() int {
+	if w.home == "" {
+		return 0
+	}
+	return w.few
+}
+
 // killed kills up and down at every step. Then down restores everything; or up
 // works, without a down, as if nothing had been, and what follows starts from there.
 func (w *world) killed(up, down []string) {
-	few := w.few && w.home != "" // the tunnel in the bed is killed at each point, in the lab too
-	downs := faults(down, few, "kill-before", "kill-after")
-	for i, f := range faults(up, few, "kill-before", "kill-after") {
+	downs := faults(down, w.killsFew(), "kill-before", "kill-after")
+	for i, f := range faults(up, w.killsFew(), "kill-before", "kill-after") {
 		w.at("up killed, then down: state equal", f.name, func(p *point) {
 			p.none()
 			p.breaks(f, "up", killed)
@@ -192,7 +200,7 @@ func (p *point) quick(r bed.Result) {
 // failingUp leaves nothing. A step that fails is not done; one that lies is, and
 // is reported failed.
 func (w *world) failingUp(steps []string) {
-	for _, f := range faults(steps, w.few && w.home != "", "fail", "lie") {
+	for _, f := range faults(steps, w.killsFew(), "fail", "lie") {
 		w.at("up, "+f.mode+": non-zero, nothing left", f.name, func(p *point) {
 			p.breaks(f, "up")
 			p.clean("after up")

@@ -13,22 +13,22 @@ import (
 // TestNamespaces has the matrices for tunnels that are born in one namespace and
 // live in another, with DNS and every hook. CRASH=all takes every mode at every step.
 func TestNamespaces(t *testing.T) {
+	few, moments := 1, 10
+	if slow {
+		few, moments = 3, 3
+	}
+	if os.Getenv("CRASH") == "all" {
+		few, moments = 0, 200
+	}
 	for name, tunnel := range map[string]func(w *world){"named": named, "container": container} {
 		t.Run(name, func(t *testing.T) {
 			w := worldOf(t, tunnel)
-			w.few = os.Getenv("CRASH") != "all"
+			w.few = few
 			w.matrix()
 			w.run("no room", w.full)
-			w.run("killed at any time", func() { w.anytime(moments(w)) })
+			w.run("killed at any time", func() { w.anytime(moments) })
 		})
 	}
-}
-
-func moments(w *world) int {
-	if w.few {
-		return 10
-	}
-	return 200
 }
 
 func (w *world) puts(keys string) {
