@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wg-quickns/test/ns"
+	"wg-quickns/test/programs"
 )
 
 const (
@@ -171,37 +172,48 @@ func TestLookupAfterRestart(t *testing.T) {
 	}
 }
 
-// TestResolvedAlone: DNS= of a tunnel of the machine's own namespace goes to
-// systemd-resolved where there is no resolvconf, and comes back.
-func TestResolvedAlone(t *testing.T) {
+const aloneConf = "/etc/wireguard/alone.conf"
+
+// alone is a tunnel of the machine's own namespace, on a machine with
+// systemd-resolved and without its resolvconf.
+func alone(t *testing.T, keys string) {
+	t.Helper()
 	resolvers(t)
-	ns.Run(t, "mv", "/usr/sbin/resolvconf", "/usr/sbin/resolvconf.away") // systemd-resolved's own
-	defer ns.Run(t, "mv", "/usr/sbin/resolvconf.away", "/usr/sbin/resolvconf")
+	ns.Run(t, "mv", "/usr/sbin/resolvconf", "/usr/sbin/resolvconf.away")
+	t.Cleanup(func() { ns.Run(t, "mv", "/usr/sbin/resolvconf.away", "/usr/sbin/resolvconf") })
 	example, err := os.ReadFile(examples + "/program.conf")
 	if err != nil {
 		t.Fatal(err)
 	}
-	const file = "/etc/wireguard/alone.conf"
-	text := strings.NewReplacer("Namespace = program\n", "", "DNS = 10.8.0.1", "DNS = 10.8.0.1, corp.example\nSaveConfig = true", "0.0.0.0/0", "10.8.0.0/24").Replace(string(example))
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	text := strings.NewReplacer("Namespace = program\n", "", "DNS = 10.8.0.1", "DNS = 10.8.0.1, corp.example\n"+keys, "0.0.0.0/0", "10.8.0.0/24").Replace(string(example))
+	if err := os.WriteFile(aloneConf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// links is all that systemd-resolved has.
+func links(t *testing.T) string {
+	t.Helper()
+	return ns.Run(t, "sh", "-c", "resolvectl dns; resolvectl domain; ls /run/systemd/resolve/netif 2>/dev/null || true")
+}
+
+// TestResolvedAlone: DNS= of a tunnel of the machine's own namespace goes to
+// systemd-resolved where there is no resolvconf, and comes back.
+func TestResolvedAlone(t *testing.T) {
+	alone(t, "SaveConfig = true")
 	resolves := func(name, want string) {
 		t.Helper()
 		if got := ns.Run(t, "resolvectl", "query", "--legend=no", name+".far.example"); !strings.Contains(got, want) {
 			t.Errorf("%s: %s, want %s", name, got, want)
 		}
 	}
-	links := func() string {
-		return ns.Run(t, "sh", "-c", "resolvectl dns; resolvectl domain; ls /run/systemd/resolve/netif 2>/dev/null || true")
-	}
-	before := links()
+	before := links(t)
 	r := ns.Try(exec.Command("wg-quickns", "up", "alone"))
 	if r.Code != 0 || !strings.Contains(r.Stderr, "\n[#] resolvectl dns alone 10.8.0.1\n[#] resolvectl domain alone corp.example ~.\n") {
 		t.Fatalf("up: %+v", r)
 	}
 	resolves("first", tunnels)
-	if got := links(); !strings.Contains(got, "(alone): 10.8.0.1\n") || !strings.Contains(got, "(alone): corp.example ~.\n") {
+	if got := links(t); !strings.Contains(got, "(alone): 10.8.0.1\n") || !strings.Contains(got, "(alone): corp.example ~.\n") {
 		t.Errorf("links: %s", got)
 	}
 	ns.Run(t, "resolvectl", "dns", "alone", "10.8.0.1", "10.8.0.9") // changed meanwhile: save has that
@@ -209,26 +221,26 @@ func TestResolvedAlone(t *testing.T) {
 	if r.Code != 0 || !strings.Contains(r.Stderr, "[#] resolvectl revert alone\n[#] ip link delete dev alone\n") {
 		t.Errorf("down: %+v", r)
 	}
-	if saved, err := os.ReadFile(file); err != nil || !strings.Contains(string(saved), "\nDNS = 10.8.0.1\nDNS = 10.8.0.9\nDNS = corp.example\n") {
+	if saved, err := os.ReadFile(aloneConf); err != nil || !strings.Contains(string(saved), "\nDNS = 10.8.0.1\nDNS = 10.8.0.9\nDNS = corp.example\n") {
 		t.Errorf("saved: %s, %v", saved, err)
 	}
 	resolves("second", outside)
-	if after := links(); after != before {
+	if after := links(t); after != before {
 		t.Errorf("systemd-resolved before:\n%s\nafter:\n%s", before, after)
 	}
 
 	// an up that fails takes it back; so does a down after systemd-resolved stopped, or the link went
-	ns.Run(t, "sed", "-i", "s/^SaveConfig.*/PostUp = exit 7/", file)
+	ns.Run(t, "sed", "-i", "s/^SaveConfig.*/PostUp = exit 7/", aloneConf)
 	if r := ns.Try(exec.Command("wg-quickns", "up", "alone")); r.Code != 7 || !strings.Contains(r.Stderr, "resolvectl revert alone\n") {
 		t.Errorf("up with a hook that fails: %+v", r)
 	}
-	ns.Run(t, "sed", "-i", "/^PostUp/d", file)
+	ns.Run(t, "sed", "-i", "/^PostUp/d", aloneConf)
 	for _, meanwhile := range []string{"systemctl stop systemd-resolved", "ip link delete alone", "systemctl restart systemd-resolved"} {
 		up(t, "alone")
 		ns.Run(t, "sh", "-c", meanwhile)
 		down(t, "alone")
 		ns.Run(t, "systemctl", "start", "systemd-resolved")
-		if after := links(); after != before {
+		if after := links(t); after != before {
 			t.Errorf("after %s: systemd-resolved before:\n%s\nafter:\n%s", meanwhile, before, after)
 		}
 	}
@@ -239,6 +251,56 @@ func TestResolvedAlone(t *testing.T) {
 		t.Errorf("with neither: %+v", r)
 	}
 	same(t, was, state(t))
+}
+
+// TestResolvedKilled kills up and down around the step that tells systemd-resolved,
+// or has it fail; a down then leaves nothing.
+func TestResolvedKilled(t *testing.T) {
+	alone(t, "")
+	faults, err := programs.Faults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fault := func(mode, command string) ns.Result {
+		c := exec.Command(faults, command, "alone")
+		c.Env = append(os.Environ(), "WG_QUICKNS_FAULT="+mode, "WG_QUICKNS_FAULT_LOG=/run/faults")
+		return ns.Try(c)
+	}
+	before := links(t)
+	at := map[string]string{} // the step's number in each command
+	for _, command := range []string{"up", "down"} {
+		os.Remove("/run/faults")
+		if r := fault("count", command); r.Code != 0 {
+			t.Fatalf("%s: %+v", command, r)
+		}
+		steps, err := os.ReadFile("/run/faults")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(steps)) {
+			if number, what, _ := strings.Cut(line, " "); strings.HasPrefix(what, "dns ") {
+				at[command] = number
+			}
+		}
+	}
+	for _, c := range []struct{ command, mode string }{
+		{"up", "kill-before"}, {"up", "kill-after"}, {"up", "fail"}, {"up", "lie"}, {"up", "term-after"},
+		{"down", "kill-before"}, {"down", "kill-after"}, {"down", "fail"},
+	} {
+		if c.command == "down" {
+			up(t, "alone")
+		}
+		if r := fault(c.mode+":"+at[c.command], c.command); r.Code == 0 {
+			t.Errorf("%s, %s at step %q: exit 0", c.command, c.mode, at[c.command])
+		}
+		ns.Try(exec.Command("wg-quickns", "down", "alone")) // where up has undone everything there is nothing
+		if after := links(t); after != before {
+			t.Errorf("%s, %s: systemd-resolved before:\n%s\nafter:\n%s", c.command, c.mode, before, after)
+		}
+		if left, _ := os.ReadDir("/run/wg-quickns/alone"); len(left) > 1 { // the lock
+			t.Errorf("%s, %s: left %v", c.command, c.mode, left)
+		}
+	}
 }
 
 // TestSudo: a user who may use sudo calls exec: all that the command has is the
