@@ -389,7 +389,9 @@ func (l *lab) routes() ([]plan.Action, error) {
 	// Under the global lock: a table and priorities that nobody has.
 	l.world.mu.Lock()
 	m := uint32(51821)
-	for strings.Contains(strings.Join(slices.Collect(maps.Keys(l.world.things)), "\n"), fmt.Sprint(" -> ", m, " ")) {
+	// The table of one that is just going down is free before its last rule, table main's, is gone.
+	things := strings.Join(slices.Collect(maps.Keys(l.world.things)), "\n")
+	for strings.Contains(things, fmt.Sprint(" -> ", m, " ")) || strings.Contains(things, fmt.Sprintf("rule 6 %d ", 2*(m-51800))) {
 		m++
 	}
 	value := l.world.sysctl[mark]
