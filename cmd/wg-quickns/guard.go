@@ -141,6 +141,9 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 		return 0, false, err
 	}
 	if !g.begun {
+		if _, err := stateRoot.Guard(s.state); err != nil { // until this process ends
+			return 0, false, fmt.Errorf("`%s' has a guard already: %w", g.name, err)
+		}
 		g.begun = true
 		g.say("guarding `%s'", g.name)
 	}
@@ -214,6 +217,29 @@ func shut(plan.Step) bool { return false }
 
 // check repairs what is not as it should be.
 func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err error) {
+	target := s.local(s.place.Target)
+	if err := g.follow(ctx, s, target); err != nil {
+		g.say("%v", err)
+	}
+	rep, entries, err := s.broken(ctx)
+	if err != nil {
+		return 0, err
+	}
+	rep = g.peace(s, rep)
+	work := engine.Repair{New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
+	for _, again := range rep.Again {
+		i := slices.IndexFunc(entries, func(e journal.Entry) bool { return e.ID == again.ID })
+		entry := entries[i]
+		entry.Do = again.Do
+		work.Again = append(work.Again, entry)
+	}
+	err = s.engine.Repair(ctx, work)
+	return g.next(s.strategy()), err
+}
+
+// broken compares a tunnel that is up with its record: what is not as it was made,
+// and the repair.
+func (s *session) broken(ctx context.Context) (strategies.Repair, []journal.Entry, error) {
 	head, _ := s.log.Header()
 	cfg := &confparse.Config{}
 	if s.cfg != nil {
@@ -221,21 +247,17 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		cfg = &copied
 	}
 	cfg.RoutingStrategy = head.Strategy // as it is up, whatever the file says by now
-	target := s.local(s.place.Target)
-	if err := g.follow(ctx, s, target); err != nil {
-		g.say("%v", err)
-	}
-	f, err := s.kernel.Gather(ctx, target, g.name, kernel.Asked{Ways: true})
+	f, err := s.kernel.Gather(ctx, s.local(s.place.Target), s.name, kernel.Asked{Ways: true})
 	if err != nil {
-		return 0, err
+		return strategies.Repair{}, nil, err
 	}
 	entries, err := s.log.Standing()
 	if err != nil {
-		return 0, err
+		return strategies.Repair{}, nil, err
 	}
 	others, err := s.others()
 	if err != nil {
-		return 0, err
+		return strategies.Repair{}, nil, err
 	}
 	var hosts []netip.Prefix
 	for _, o := range others {
@@ -247,27 +269,18 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	for i, e := range entries {
 		standing[i] = strategies.Standing{ID: e.ID, Action: plan.Action{NS: e.NS, Do: e.Do, Undo: e.Undo}}
 	}
-	rep := g.peace(s, strategies.Guard(cfg, f, s.place.Place, standing, s.log.Known(), hosts))
-	work := engine.Repair{New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
-	for _, again := range rep.Again {
-		i := slices.IndexFunc(entries, func(e journal.Entry) bool { return e.ID == again.ID })
-		entry := entries[i]
-		entry.Do = again.Do
-		work.Again = append(work.Again, entry)
-	}
-	err = s.engine.Repair(ctx, work)
-	return g.next(cfg), err
+	return strategies.Guard(cfg, f, s.place.Place, standing, s.log.Known(), hosts), entries, nil
 }
 
 // next is when to look again though nothing is heard of.
-func (g *guard) next(cfg *confparse.Config) time.Duration {
+func (g *guard) next(strategy string) time.Duration {
 	var wait time.Duration
 	soon := func(d time.Duration) {
 		if d = max(d, 10*time.Millisecond); wait == 0 || d < wait {
 			wait = d
 		}
 	}
-	if cfg.Strategy() != confparse.StrategyAuto {
+	if strategy != confparse.StrategyAuto {
 		soon(roamCheck)
 	}
 	for _, r := range g.retry {

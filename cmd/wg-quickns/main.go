@@ -26,6 +26,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
        %[1]s shell [ --birth | --namespace NS ] [ --user USER ] INTERFACE
        %[1]s plan [ up | down ] [ --json ] [ CONFIG_FILE | INTERFACE ]
        %[1]s up --dry-run [ CONFIG_FILE | INTERFACE ]
+       %[1]s status [ --json ] [ INTERFACE ]
 
   CONFIG_FILE is a file whose name is the interface's name followed by ` + "`.conf'" + `.
   INTERFACE alone stands for /etc/wireguard/INTERFACE.conf. The file is what
@@ -57,6 +58,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   shell  likewise the user's shell
   plan   prints what up or down would do, as commands with their undo and reason,
          and touches nothing; up --dry-run is the same as plan up
+  status shows the tunnels of all namespaces, or one, and what is broken
 
 See wg-quickns(8) and wg-quickns.conf(5) for more, and for examples.
 `
@@ -91,6 +93,8 @@ func (a app) run() int {
 		return a.status(dns.Serve(os.Stdin, os.Stdout))
 	case len(args) > 1 && (args[0] == "exec" || args[0] == "shell"):
 		return a.status(a.exec(context.Background(), args[1:], args[0] == "shell"))
+	case len(args) > 0 && args[0] == "status":
+		return a.status(a.statusCommand(context.Background(), args[1:]))
 	case len(args) > 0 && args[0] == "plan":
 		return a.status(a.planCommand(context.Background(), args[1:]))
 	case len(args) == 3 && args[0] == "up" && (args[1] == "--dry-run" || args[2] == "--dry-run"):
@@ -169,8 +173,10 @@ func (a app) status(err error) int {
 	if err == nil {
 		return 0
 	}
-	for _, line := range strings.Split(err.Error(), "\n") {
-		a.say("%s", line)
+	if text := err.Error(); text != "" {
+		for _, line := range strings.Split(text, "\n") {
+			a.say("%s", line)
+		}
 	}
 	return exitStatus(err)
 }

@@ -97,6 +97,7 @@ func (a app) planUp(ctx context.Context, arg string) ([]plan.Action, error) {
 			return nil, message(fmt.Sprintf("`%s' already exists", t.name))
 		}
 	}
+	s.device = &s.forecast.Device
 	vars, arrays := s.shellVariables()
 	var all []plan.Action
 	for _, stage := range s.stages(journal.Begin{Vars: vars, Arrays: arrays}, 0) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"wg-quickns/hooks"
 	"wg-quickns/internal/dns"
@@ -283,7 +284,7 @@ func (s *session) header() (journal.Begin, error) {
 		spaces[string(ns)] = id
 	}
 	return journal.Begin{
-		Version: version, Boot: boot, Netns: s.here,
+		Version: version, Boot: boot, Netns: s.here, Since: time.Now().UTC().Truncate(time.Second),
 		Interface: s.name, ConfigFile: s.path, Strategy: s.cfg.Strategy(),
 		PreDown: s.cfg.PreDown, PostDown: s.cfg.PostDown,
 		Vars: vars, Arrays: arrays, SaveConfig: s.cfg.SaveConfig,

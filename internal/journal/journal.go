@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +28,7 @@ type Begin struct {
 	Boot       string              `json:"boot"`  // /proc/sys/kernel/random/boot_id
 	Netns      string              `json:"netns"` // identity of the caller's namespace
 	Interface  string              `json:"interface"`
+	Since      time.Time           `json:"since,omitzero"` // when up began
 	ConfigFile string              `json:"configFile"`
 	ConfigHash string              `json:"configHash,omitempty"`
 	Strategy   string              `json:"strategy,omitempty"`

@@ -17,6 +17,7 @@ import (
 // It is made on first use, for its owner alone. In it:
 //
 //	@lock         the global lock (no interface's name begins with @)
+//	@guard.NAME   the lock of NAME's guard
 //	NAME/lock     NAME's lock; NAME is an interface, or INTERFACE@INODE of its network namespace
 //	NAME/journal  NAME's journal
 type Root string
@@ -57,6 +58,42 @@ func (r Root) Lock(ctx context.Context, name string) (*Lock, error) {
 		return open(filepath.Join(dir, lockFile), dir)
 	})
 }
+
+// Guard takes the lock by which a name's guard is known, without waiting: another
+// guard that has it is an error, EWOULDBLOCK.
+func (r Root) Guard(name string) (*Lock, error) {
+	if err := check(name); err != nil {
+		return nil, err
+	}
+	if err := r.make(); err != nil {
+		return nil, err
+	}
+	l, err := open(r.guard(name), "")
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	if err := unix.Flock(int(l.f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		l.f.Close()
+		return nil, fmt.Errorf("lock %s: %w", l.f.Name(), err)
+	}
+	return l, nil
+}
+
+// Guarded says whether a name has a guard now.
+func (r Root) Guarded(name string) (bool, error) {
+	f, err := os.Open(r.guard(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a guard: %w", err)
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	return errors.Is(err, unix.EWOULDBLOCK), nil
+}
+
+func (r Root) guard(name string) string { return filepath.Join(string(r), "@guard."+name) }
 
 // Close gives the lock back. A name's folder goes too if it holds no journal:
 // only here is that no race, as those who wait look again which file they hold.

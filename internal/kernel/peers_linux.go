@@ -19,6 +19,10 @@ type Peer struct {
 	PublicKey confparse.Key
 	Endpoint  netip.AddrPort // zero: none
 	Handshake time.Time      // the last one; zero: none
+
+	AllowedIPs     []netip.Prefix
+	Keepalive      time.Duration // 0: off
+	Received, Sent int64         // bytes
 }
 
 // Peers reads the peers of a WireGuard interface.
@@ -30,7 +34,14 @@ func (d *Doer) Peers(ctx context.Context, ns plan.NS, link string) ([]Peer, erro
 			return err
 		}
 		for _, p := range dev.Peers {
-			peer := Peer{PublicKey: confparse.Key(p.PublicKey), Handshake: p.LastHandshakeTime}
+			peer := Peer{PublicKey: confparse.Key(p.PublicKey), Handshake: p.LastHandshakeTime,
+				Keepalive: p.PersistentKeepaliveInterval, Received: p.ReceiveBytes, Sent: p.TransmitBytes}
+			if p.LastHandshakeTime.Unix() <= 0 { // userspace says 1970
+				peer.Handshake = time.Time{}
+			}
+			for i := range p.AllowedIPs {
+				peer.AllowedIPs = append(peer.AllowedIPs, toPrefix(&p.AllowedIPs[i]))
+			}
 			if p.Endpoint != nil {
 				a := p.Endpoint.AddrPort()
 				peer.Endpoint = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
