@@ -391,7 +391,8 @@ func (l *lab) routes() ([]plan.Action, error) {
 	m := uint32(51821)
 	// The table of one that is just going down is free before its last rule, table main's, is gone.
 	things := strings.Join(slices.Collect(maps.Keys(l.world.things)), "\n")
-	for strings.Contains(things, fmt.Sprint(" -> ", m, " ")) || strings.Contains(things, fmt.Sprintf("rule 6 %d ", 2*(m-51800))) {
+	has := func(format string, n uint32) bool { return strings.Contains(things, fmt.Sprintf(format, n)) }
+	for p := 2 * (m - 51800); has(" -> %d ", m) || has("rule 4 %d ", p) || has("rule 6 %d ", p); p += 2 {
 		m++
 	}
 	value := l.world.sysctl[mark]
