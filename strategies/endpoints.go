@@ -61,7 +61,7 @@ func selects(r facts.Rule, mark uint32, to netip.Addr) bool {
 // lookup finds the best route of one table that is not the tunnel's.
 func lookup(f *facts.Facts, table uint32, to netip.Addr) (best facts.Route, found bool) {
 	for _, r := range f.Routes {
-		if r.Table != table || r.Index == f.Device.Index || !r.Dst.Contains(to) || r.Way != nil && r.Way.SrcLen != 0 {
+		if r.Table != table || r.Index == f.Device.Index || !r.Dst.Contains(to) || r.Way != nil && (r.Way.SrcLen != 0 || r.Way.TOS != 0) {
 			continue
 		}
 		if !found || r.Dst.Bits() > best.Dst.Bits() || r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric {

@@ -36,11 +36,12 @@ func (r Repair) Empty() bool {
 }
 
 // Guard compares what stands by the journal with the facts, and plans the repair.
-// known are the destinations of others' routes from before the tunnel; others are
-// the destinations of other tunnels' host routes.
+// Of cfg RoutingStrategy and Table count; all else is as it stands. known are the
+// destinations of others' routes from before the tunnel; others are the destinations
+// of other tunnels' host routes.
 func Guard(cfg *confparse.Config, f *facts.Facts, p Place, standing []Standing, known, others []netip.Prefix) Repair {
-	g := guard{cfg: cfg, f: f, p: p, standing: standing, planned: make(map[facts.Slot]bool)}
-	if !p.plain() && cfg.Table != "off" {
+	g := guard{cfg: asStands(cfg, standing), f: f, p: p, standing: standing, planned: make(map[facts.Slot]bool)}
+	if !p.plain() && (automatic(cfg) || cfg.Strategy() == confparse.StrategyRules) {
 		g.displace(known, others)
 		g.endpoints()
 	}
@@ -61,11 +62,55 @@ type guard struct {
 	planned  map[facts.Slot]bool // for routes by the tunnel that are planned already
 }
 
+// asStands is a config with the addresses and the rules' priorities that a tunnel has.
+func asStands(cfg *confparse.Config, standing []Standing) *confparse.Config {
+	c := &confparse.Config{RoutingStrategy: cfg.RoutingStrategy, Table: cfg.Table}
+	c.RulePriority[0], c.RulePriority[1] = c.RulePriorities()
+	for _, s := range standing {
+		switch do := s.Do.(type) {
+		case plan.Addr:
+			for _, a := range do.List {
+				c.Addresses = append(c.Addresses, confparse.Address{Text: a.String(), Prefix: a.Prefix})
+			}
+		case plan.Rule:
+			if _, ok := endpointOf(do); ok {
+				c.RulePriority[0] = do.Priority
+			} else if do.ShowPriority {
+				c.RulePriority[1] = do.Priority
+			}
+		}
+	}
+	return c
+}
+
+// full lists the families of which the tunnel takes everything.
+func (g *guard) full() (list []bool) {
+	for _, v6 := range []bool{false, true} {
+		taken := func(p plan.Prefix) bool {
+			if g.cfg.Strategy() == confparse.StrategyOverride {
+				return slices.Contains(halves(v6), p.Prefix)
+			}
+			return p.Prefix == zero(v6)
+		}
+		if slices.ContainsFunc(g.standing, func(s Standing) bool {
+			do, ok := s.Do.(plan.Route)
+			return ok && !do.Unreachable && slices.ContainsFunc(do.List, taken)
+		}) {
+			list = append(list, v6)
+		}
+	}
+	return list
+}
+
 // displace plans away what others made since `up` that takes packets from a full
-// tunnel: routes by a gateway to public addresses, and for `replace` default routes.
-// What is made by hand to stay says so with `proto static`, as network managers do.
+// tunnel: routes by a gateway, or onto the link itself, to public addresses, and for
+// `replace` default routes. Of `rules` none does: table main is asked last. What is
+// made by hand to stay says so with `proto static`, as network managers do.
 func (g *guard) displace(known, others []netip.Prefix) {
-	full := families(g.f)
+	if g.cfg.Strategy() == confparse.StrategyRules {
+		return
+	}
+	full := g.full()
 	for _, r := range g.f.Routes {
 		if !slices.Contains(full, r.Dst.Addr().Is6()) || r.Index == g.f.Device.Index || r.Table != plan.TableMain ||
 			r.Type != unicast || r.Way == nil || r.Way.SrcLen != 0 || r.Way.TOS != 0 {
@@ -76,8 +121,7 @@ func (g *guard) displace(known, others []netip.Prefix) {
 			if g.cfg.Strategy() != confparse.StrategyReplace || r.Dst.Addr().Is6() && r.Protocol == ra {
 				continue
 			}
-		case g.cfg.Strategy() == confparse.StrategyRules && !r.Dst.IsSingleIP(),
-			!Leads(r), slices.Contains(known, r.Dst), slices.Contains(others, r.Dst), g.own(r):
+		case !Leads(r) && !onLink(g.f, r), slices.Contains(known, r.Dst), slices.Contains(others, r.Dst), g.own(r), g.helps(r):
 			continue
 		}
 		for _, s := range g.standing { // what it took the place of when it came before
@@ -104,8 +148,41 @@ func (g *guard) displace(known, others []netip.Prefix) {
 // made to stay (RTPROT_STATIC and routing daemons): the kind of route by which a
 // network can take packets from a tunnel (DHCP option 121, RFC 3442; RFC 4191).
 func Leads(r facts.Route) bool {
-	made := r.Protocol == boot || r.Protocol == ra || r.Protocol == dhcp
-	return r.Dst.Bits() > 0 && r.Type == unicast && r.Gateway.IsValid() && made && public(r.Dst)
+	return r.Dst.Bits() > 0 && r.Type == unicast && r.Gateway.IsValid() && madeToGo(r) && public(r.Dst)
+}
+
+func madeToGo(r facts.Route) bool {
+	return r.Protocol == boot || r.Protocol == ra || r.Protocol == dhcp
+}
+
+// onLink says whether a route leads public addresses onto a link as if they were
+// neighbours (RFC 3442, a router of 0.0.0.0). It is none where an own address is
+// among them, nor by another tunnel, nor to one address: that is how a gateway
+// outside of the subnet is reached.
+func onLink(f *facts.Facts, r facts.Route) bool {
+	if r.Dst.Bits() == 0 || r.Dst.IsSingleIP() || r.Type != unicast || r.Way == nil || r.Gateway.IsValid() || !madeToGo(r) || !public(r.Dst) {
+		return false
+	}
+	if _, after, ok := strings.Cut(r.Way.Text, " src "); ok {
+		src, _, _ := strings.Cut(after, " ")
+		if a, err := netip.ParseAddr(src); err == nil && r.Dst.Contains(a) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(f.Links, func(l facts.Link) bool {
+		return l.Index == r.Index && slices.Contains([]string{"wireguard", "tun", "ppp", "xfrm", "vti", "gre", "ipip", "sit"}, l.Type)
+	})
+}
+
+// helps says whether a route of others leads to an endpoint alone, beside our own
+// route to it: it is followed, not displaced. Of `auto` the endpoint's other packets go
+// into the tunnel as all do.
+func (g *guard) helps(r facts.Route) bool {
+	return g.cfg.Strategy() != confparse.StrategyAuto && r.Dst.IsSingleIP() && slices.Contains(endpoints(g.f), r.Dst.Addr()) &&
+		!slices.ContainsFunc(g.standing, func(s Standing) bool {
+			v, ok := hostRoute(s)
+			return ok && v.Route.Slot() == r.Slot()
+		})
 }
 
 // Known lists the destinations of others' routes that lead public addresses away
@@ -114,7 +191,7 @@ func Known(f *facts.Facts) []netip.Prefix {
 	full := families(f)
 	var list []netip.Prefix
 	for _, r := range f.Routes {
-		if r.Index != f.Device.Index && r.Table == plan.TableMain && slices.Contains(full, r.Dst.Addr().Is6()) && Leads(r) {
+		if r.Index != f.Device.Index && r.Table == plan.TableMain && slices.Contains(full, r.Dst.Addr().Is6()) && (Leads(r) || onLink(f, r)) {
 			list = append(list, r.Dst)
 		}
 	}
@@ -172,17 +249,30 @@ func restored(s Standing) (facts.Route, bool) {
 
 // endpoints keeps each endpoint reached by the way that would reach it without the
 // tunnel: one that is new gets its route or rule, one that is none any more loses it.
+// Of `auto`, whose own packets ask table main, it is for those that only a displaced
+// route reached.
 func (g *guard) endpoints() {
-	if g.cfg.Strategy() == confparse.StrategyAuto || g.p.Elsewhere() {
+	if g.p.Elsewhere() {
 		return
 	}
 	now := *g.f
 	now.Routes = slices.DeleteFunc(slices.Clone(g.f.Routes), func(r facts.Route) bool {
 		return g.own(r) || r.Dst.Bits() > 0 && slices.ContainsFunc(g.moved, r.Same)
 	})
+	var displaced []facts.Route // second best: whoever made them may have taken them back since
+	for _, r := range g.moved {
+		if r.Dst.Bits() > 0 {
+			displaced = append(displaced, r)
+		}
+	}
 	for _, s := range slices.Backward(g.standing) {
-		if back, ok := restored(s); ok && back.Dst.Bits() == 0 && !slices.Contains(g.Forget, s.ID) && g.usable(back) {
+		back, ok := restored(s)
+		switch {
+		case !ok || slices.Contains(g.Forget, s.ID) || !g.usable(back):
+		case back.Dst.Bits() == 0:
 			now.Routes = append(now.Routes, back)
+		default:
+			displaced = append(displaced, back)
 		}
 	}
 	// A rule of ours names the table, which cannot be told by asking it.
@@ -192,11 +282,20 @@ func (g *guard) endpoints() {
 			return ok && asFact(do) == r
 		})
 	})
+	current := endpoints(g.f)
+	lost := slices.DeleteFunc(slices.Clone(current), func(a netip.Addr) bool { _, ok := wayTo(&now, a); return ok })
 	var want []plan.Action
-	if g.cfg.Strategy() == confparse.StrategyRules {
+	switch g.cfg.Strategy() {
+	case confparse.StrategyRules:
 		want = endpointRules(g.cfg, &now, g.p)
-	} else {
+	case confparse.StrategyAuto:
+		current = lost
+	default:
 		want = hostRoutes(&now, endangered(g.cfg, &now, g.p))
+	}
+	if len(displaced) > 0 {
+		now.Routes = append(now.Routes, displaced...)
+		want = append(want, hostRoutes(&now, lost)...)
 	}
 	kept := make(map[int]bool)
 	for _, a := range want {
@@ -217,7 +316,6 @@ func (g *guard) endpoints() {
 		}
 		g.New = append(g.New, a)
 	}
-	current := endpoints(g.f)
 	for _, s := range g.standing {
 		to, ok := endpointOf(s.Do)
 		if ok && !kept[s.ID] && !slices.Contains(current, to) {

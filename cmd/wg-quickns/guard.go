@@ -13,6 +13,7 @@ import (
 	"wg-quickns/confparse"
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/engine"
+	"wg-quickns/internal/facts"
 	"wg-quickns/internal/journal"
 	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/plan"
@@ -34,6 +35,9 @@ const (
 	handshakeAge = 135 * time.Second
 	// A name that is looked up in vain is looked up again ever later.
 	firstRetry, lastRetry = 5 * time.Second, 5 * time.Minute
+	lookupTime            = 4 * time.Second // for a look-up; the tunnel's lock is held
+	// hookEnds is what a shell may take to end that was told to leave the guard running.
+	hookEnds = 2 * time.Second
 	// The same repair is done so often in so long; then somebody else wants it otherwise.
 	fightCount, fightTime, truce = 10, 10 * time.Second, time.Minute
 )
@@ -46,6 +50,9 @@ func (a app) guard(ctx context.Context, arg string) error {
 	t, configErr := a.parseOwn(arg)
 	if t.name == "" {
 		return configErr
+	}
+	if !outsideHook(ctx, t.name) {
+		return fmt.Errorf("guard was called by a hook of `%s', which would wait for it; end the hook with `&'", t.name)
 	}
 	g := &guard{app: a, target: t, retry: make(map[confparse.Key]retry), fights: make(map[string]fight)}
 	if configErr != nil {
@@ -65,18 +72,49 @@ func (a app) guard(ctx context.Context, arg string) error {
 		case err != nil || done:
 			return err
 		}
-		var timer <-chan time.Time
-		if wait > 0 {
-			timer = time.After(wait)
-		}
-		select {
-		case <-ctx.Done():
+		if !g.idle(ctx, wait) {
 			return nil
-		case <-timer:
-		case <-g.changed:
-			time.Sleep(settle)
 		}
 	}
+}
+
+// idle waits until there is something to look at: a change, a peer that roamed, or
+// the end of the time (0: none ends it). It says no when ctx ended it.
+func (g *guard) idle(ctx context.Context, wait time.Duration) bool {
+	var timer, poll <-chan time.Time
+	if wait > 0 {
+		timer = time.After(wait)
+	}
+	if g.polls {
+		ticker := time.NewTicker(roamCheck)
+		defer ticker.Stop()
+		poll = ticker.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer:
+			return true
+		case <-poll:
+			if g.roamed(ctx) {
+				return true
+			}
+		case <-g.changed:
+			time.Sleep(settle)
+			return true
+		}
+	}
+}
+
+// outsideHook waits for the end of a hook that has left us running.
+func outsideHook(ctx context.Context, name string) bool {
+	for end := time.Now().Add(hookEnds); insideHook(name); time.Sleep(settle) {
+		if ctx.Err() != nil || time.Now().After(end) {
+			return false
+		}
+	}
+	return true
 }
 
 // guard is what a guard knows between two looks.
@@ -86,7 +124,10 @@ type guard struct {
 	full     *confparse.Config // the whole file, nil where it does not parse
 	begun    bool
 	watched  strategies.Place
-	kernel   *kernel.Doer // its sockets, for watching
+	space    plan.NS          // where the tunnel is
+	kernel   *kernel.Doer     // its sockets, for watching
+	ends     []netip.AddrPort // where the peers were at the last look
+	polls    bool             // where they are matters
 	changed  <-chan struct{}
 	stop     func()
 	retry    map[confparse.Key]retry
@@ -190,7 +231,7 @@ func (g *guard) watch(s *session) error {
 		g.stop = nil
 		return err
 	}
-	g.watched = s.place.Place
+	g.watched, g.space = s.place.Place, spaces[0]
 	return nil
 }
 
@@ -221,7 +262,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	if err := g.follow(ctx, s, target); err != nil {
 		g.say("%v", err)
 	}
-	rep, entries, err := s.broken(ctx)
+	rep, entries, f, err := s.broken(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -234,30 +275,26 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		work.Again = append(work.Again, entry)
 	}
 	err = s.engine.Repair(ctx, work)
-	return g.next(s.strategy()), err
+	g.ends = whereabouts(f.Device.Peers)
+	return g.next(s.strategy()), errors.Join(err, s.log.Compact())
 }
 
 // broken compares a tunnel that is up with its record: what is not as it was made,
 // and the repair.
-func (s *session) broken(ctx context.Context) (strategies.Repair, []journal.Entry, error) {
+func (s *session) broken(ctx context.Context) (strategies.Repair, []journal.Entry, *facts.Facts, error) {
 	head, _ := s.log.Header()
-	cfg := &confparse.Config{}
-	if s.cfg != nil {
-		copied := *s.cfg
-		cfg = &copied
-	}
-	cfg.RoutingStrategy = head.Strategy // as it is up, whatever the file says by now
+	cfg := &confparse.Config{RoutingStrategy: head.Strategy, Table: head.Vars["TABLE"]} // whatever the file says by now
 	f, err := s.kernel.Gather(ctx, s.local(s.place.Target), s.name, kernel.Asked{Ways: true})
 	if err != nil {
-		return strategies.Repair{}, nil, err
+		return strategies.Repair{}, nil, nil, err
 	}
 	entries, err := s.log.Standing()
 	if err != nil {
-		return strategies.Repair{}, nil, err
+		return strategies.Repair{}, nil, nil, err
 	}
 	others, err := s.others()
 	if err != nil {
-		return strategies.Repair{}, nil, err
+		return strategies.Repair{}, nil, nil, err
 	}
 	var hosts []netip.Prefix
 	for _, o := range others {
@@ -269,19 +306,41 @@ func (s *session) broken(ctx context.Context) (strategies.Repair, []journal.Entr
 	for i, e := range entries {
 		standing[i] = strategies.Standing{ID: e.ID, Action: plan.Action{NS: e.NS, Do: e.Do, Undo: e.Undo}}
 	}
-	return strategies.Guard(cfg, f, s.place.Place, standing, s.log.Known(), hosts), entries, nil
+	return strategies.Guard(cfg, f, s.place.Place, standing, s.log.Known(), hosts), entries, f, nil
+}
+
+// whereabouts lists where the peers are.
+func whereabouts(peers []facts.Peer) []netip.AddrPort {
+	list := make([]netip.AddrPort, len(peers))
+	for i, p := range peers {
+		list[i] = netip.AddrPortFrom(p.Endpoint.Addr().Unmap(), p.Endpoint.Port())
+	}
+	return list
+}
+
+// roamed says whether a peer is elsewhere than at the last look, or that cannot be
+// told. It takes no lock and reads nothing else: it is asked once a second.
+func (g *guard) roamed(ctx context.Context) bool {
+	peers, err := g.kernel.Peers(ctx, g.space, g.name)
+	if err != nil || len(peers) != len(g.ends) {
+		return true
+	}
+	for _, p := range peers {
+		if !slices.Contains(g.ends, p.Endpoint) {
+			return true
+		}
+	}
+	return false
 }
 
 // next is when to look again though nothing is heard of.
 func (g *guard) next(strategy string) time.Duration {
+	g.polls = strategy != confparse.StrategyAuto && !g.watched.Elsewhere()
 	var wait time.Duration
 	soon := func(d time.Duration) {
 		if d = max(d, 10*time.Millisecond); wait == 0 || d < wait {
 			wait = d
 		}
-	}
-	if strategy != confparse.StrategyAuto {
-		soon(roamCheck)
 	}
 	for _, r := range g.retry {
 		soon(time.Until(r.at))
@@ -315,8 +374,12 @@ func (g *guard) peace(s *session, r strategies.Repair) strategies.Repair {
 		g.fights[key] = f
 		return now.After(f.until)
 	}
+	all := len(r.New)
 	r.Again = slices.DeleteFunc(r.Again, func(a strategies.Standing) bool { return !ok(a.NS, a.Do) })
 	r.New = slices.DeleteFunc(r.New, func(a plan.Action) bool { return !ok(a.NS, a.Do) })
+	if len(r.New) < all { // what it was to take the place of stays
+		r.Forget, r.Retire = nil, nil
+	}
 	for key, f := range g.fights {
 		if now.After(f.until) && (len(f.at) == 0 || now.Sub(f.at[len(f.at)-1]) > fightTime) {
 			delete(g.fights, key)
@@ -372,11 +435,16 @@ func (g *guard) follow(ctx context.Context, s *session, target plan.NS) error {
 
 // again looks one peer's name up, and follows it where it leads elsewhere now.
 func (g *guard) again(ctx context.Context, s *session, target plan.NS, p confparse.Peer, now kernel.Peer) error {
-	ctx, cancel := context.WithTimeout(ctx, firstRetry)
+	ctx, cancel := context.WithTimeout(ctx, lookupTime)
 	defer cancel()
+	// The tunnel may be the way out, and dead: what has its mark goes past it.
+	mark, err := s.kernel.FwMark(ctx, target, g.name)
+	if err != nil {
+		return err
+	}
 	e := confparse.Endpoint{Host: p.Endpoint.Host, Port: p.Endpoint.Port, Line: p.Endpoint.Line}
 	one := confparse.Device{Peers: []confparse.Peer{{Endpoint: &e}}}
-	if err := dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &one, dns.Options{Log: func(string) {}}); err != nil {
+	if err := dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &one, dns.Options{Log: func(string) {}, Mark: int(mark)}); err != nil {
 		return err
 	}
 	if e.Addr == now.Endpoint {

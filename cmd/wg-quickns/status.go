@@ -240,7 +240,7 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 
 // problems lists what is not as up made it.
 func (s *session) problems(ctx context.Context, t *tunnelStatus) error {
-	rep, _, err := s.broken(ctx)
+	rep, _, _, err := s.broken(ctx)
 	if err != nil {
 		return err
 	}

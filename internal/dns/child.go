@@ -27,6 +27,7 @@ type question struct {
 	ID      int    `json:"id"`
 	Host    string `json:"host,omitempty"`
 	Service string `json:"service,omitempty"`
+	Mark    int    `json:"mark,omitempty"`
 }
 
 // answer is one line of what the child says.
@@ -87,7 +88,7 @@ func Serve(in io.Reader, out io.Writer) error {
 			if q.Service != "" {
 				a.Port, err = net.DefaultResolver.LookupPort(ctx, "udp", q.Service)
 			} else {
-				a.Addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", q.Host)
+				a.Addrs, err = resolver(q.Mark).LookupNetIP(ctx, "ip", q.Host)
 			}
 			a.Error = encodeError(err)
 			mu.Lock()
@@ -123,7 +124,7 @@ func ResolveIn(ctx context.Context, ns string, d *confparse.Device, o Options) e
 	}
 	go c.listen()
 	o.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
-		a, err := c.ask(ctx, question{Host: host})
+		a, err := c.ask(ctx, question{Host: host, Mark: o.Mark})
 		return a.Addrs, err
 	}
 	o.Port = func(ctx context.Context, service string) (int, error) {

@@ -10,7 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"wg-quickns/confparse"
 )
@@ -36,6 +39,7 @@ const (
 type Options struct {
 	Retries int          // attempts after the first; negative: no limit
 	Log     func(string) // gets each message of a failed attempt, one line
+	Mark    int          // fwmark of the questions to name servers, 0: none
 
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error) // net.DefaultResolver's LookupNetIP
 	Port   func(ctx context.Context, service string) (int, error)       // net.DefaultResolver's LookupPort for udp
@@ -81,7 +85,7 @@ func (e *ResolveError) Unwrap() error { return e.Err }
 func Resolve(ctx context.Context, d *confparse.Device, o Options) error {
 	if o.Lookup == nil {
 		o.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+			return resolver(o.Mark).LookupNetIP(ctx, "ip", host)
 		}
 	}
 	if o.Port == nil {
@@ -126,6 +130,20 @@ func Resolve(ctx context.Context, d *confparse.Device, o Options) error {
 		e.Addr = addrs[i]
 	}
 	return nil
+}
+
+// resolver asks name servers by packets with a mark.
+func resolver(mark int) *net.Resolver {
+	if mark == 0 {
+		return net.DefaultResolver
+	}
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		failed := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark)
+		})
+		return errors.Join(failed, err)
+	}}
+	return &net.Resolver{PreferGo: true, Dial: dialer.DialContext}
 }
 
 // resolve resolves one endpoint. It holds a slot while it asks, not while it waits.

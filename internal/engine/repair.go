@@ -18,7 +18,8 @@ type Repair struct {
 }
 
 // Repair carries a repair out, the firewall's part first, past errors. What is new
-// is journaled before it is done, as in Up; a new step that fails leaves nothing.
+// is journaled before it is done, as in Up; a new step that fails leaves nothing, and
+// what it was to take the place of stays in the journal.
 func (e *Engine) Repair(ctx context.Context, r Repair) error {
 	lock := &global{root: e.Root, lock: e.Held}
 	defer lock.release()
@@ -42,6 +43,7 @@ func (e *Engine) Repair(ctx context.Context, r Repair) error {
 		out, err := e.do(ctx, a.NS, a.Do, true)
 		if err != nil {
 			errs = append(errs, err, e.settle(ctx, &attempt{id, a}, err))
+			r.Forget, r.Retire = nil, nil
 			continue
 		}
 		errs = append(errs, e.Journal.Done(id, out))

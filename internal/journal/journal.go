@@ -295,10 +295,20 @@ func (j *Journal) Begin(b Begin) error {
 	if err := j.root.makeDir(j.name); err != nil {
 		return fmt.Errorf("begin journal: %w", err)
 	}
+	f, err := j.replace(data)
+	if err != nil {
+		return fmt.Errorf("begin journal: %w", err)
+	}
+	*j = Journal{root: j.root, name: j.name, f: f, size: int64(len(data)), begin: &b}
+	return nil
+}
+
+// replace writes the whole file anew, in one instant, and gives it open for adding.
+func (j *Journal) replace(data []byte) (*os.File, error) {
 	os.Remove(j.path(newFile)) // a crash may have left one
 	f, err := os.OpenFile(j.path(newFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return fmt.Errorf("begin journal: %w", err)
+		return nil, err
 	}
 	if _, err = f.Write(data); err == nil {
 		err = os.Rename(j.path(newFile), j.path(journalFile))
@@ -306,10 +316,75 @@ func (j *Journal) Begin(b Begin) error {
 	if err != nil {
 		f.Close()
 		os.Remove(j.path(newFile))
-		return fmt.Errorf("begin journal: %w", err)
+		return nil, err
 	}
 	j.Close()
-	*j = Journal{root: j.root, name: j.name, f: f, size: int64(len(data)), begin: &b}
+	return f, nil
+}
+
+// deadMost is how many entries with nothing left to undo a journal may carry along.
+const deadMost = 256
+
+// Compact writes a journal anew without what was undone or failed, where that has
+// become much: a guard adds to it for as long as its tunnel is up. All IDs change.
+func (j *Journal) Compact() error {
+	standing, err := j.Standing()
+	if err != nil {
+		return err
+	}
+	if j.State() != Complete || len(j.entries)-len(standing) < deadMost {
+		return nil
+	}
+	records := []record{{Op: opBegin, Begin: j.begin}}
+	id := 0
+	for i, e := range j.entries {
+		var undo []plan.Step
+		for n, s := range e.undo {
+			if !e.undone[n] {
+				undo = append(undo, s)
+			}
+		}
+		if len(undo) == 0 && (len(e.undo) > 0 || !e.certain) {
+			continue
+		}
+		do := e.do
+		if do == nil {
+			if do, err = decodeOne(e.raw); err != nil {
+				return fmt.Errorf("journal of %s: step %d: %w", j.name, i+1, err)
+			}
+		}
+		id++
+		r, err := intend(id, plan.Action{NS: e.ns, Do: do, Undo: undo})
+		if err != nil {
+			return err
+		}
+		if records = append(records, r); e.certain {
+			records = append(records, record{Op: opDone, ID: id})
+		}
+	}
+	if len(j.known) > 0 {
+		records = append(records, record{Op: opKnown, Known: j.known})
+	}
+	records = append(records, record{Op: opUp})
+	var data []byte
+	for i := range records {
+		text, err := line(&records[i])
+		if err != nil {
+			return err
+		}
+		data = append(data, text...)
+	}
+	f, err := j.replace(data)
+	if err != nil {
+		return fmt.Errorf("compact journal: %w", err)
+	}
+	fresh := Journal{root: j.root, name: j.name}
+	if err := fresh.read(data); err != nil {
+		f.Close()
+		return fmt.Errorf("compact journal: %w", err)
+	}
+	fresh.f = f
+	*j = fresh
 	return nil
 }
 
@@ -334,19 +409,25 @@ func (j *Journal) State() State {
 
 // Intend records that a is about to be done. On an error it must not be.
 func (j *Journal) Intend(a plan.Action) (id int, err error) {
+	r, err := intend(len(j.entries)+1, a)
+	if err != nil {
+		return 0, err
+	}
+	return r.ID, j.add(&r, a.Do, a.Undo)
+}
+
+func intend(id int, a plan.Action) (r record, err error) {
 	do := a.Do
 	if h, ok := do.(plan.Hook); ok {
 		// A hook is not undone, so that its name is enough; its variables may hold keys.
 		do = plan.Hook{Command: hidden(h.Command), Phase: h.Phase}
 	}
-	r := record{Op: opIntend, ID: len(j.entries) + 1, NS: a.NS, Why: a.Why}
+	r = record{Op: opIntend, ID: id, NS: a.NS, Why: a.Why}
 	if r.Do, err = plan.Encode([]plan.Step{do}); err != nil {
-		return 0, err
+		return r, err
 	}
-	if r.Undo, err = plan.Encode(a.Undo); err != nil {
-		return 0, err
-	}
-	return r.ID, j.add(&r, a.Do, a.Undo)
+	r.Undo, err = plan.Encode(a.Undo)
+	return r, err
 }
 
 // Done records that a step was done; o.Undo, unless nil, replaces the planned

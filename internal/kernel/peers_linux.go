@@ -85,3 +85,16 @@ func (d *Doer) control(ctx context.Context, ns plan.NS, link string, fn func(c *
 	}
 	return sp.wgctrl(func(c *wgctrl.Client) error { return fn(c, name) })
 }
+
+// FwMark reads the mark of an interface's own packets; 0: none.
+func (d *Doer) FwMark(ctx context.Context, ns plan.NS, link string) (uint32, error) {
+	sp, err := d.space(ns)
+	if err != nil {
+		return 0, err
+	}
+	dev, _, err := sp.device(ctx, link)
+	if err != nil || dev.FwMark == nil {
+		return 0, err
+	}
+	return *dev.FwMark, nil
+}
