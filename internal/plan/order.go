@@ -59,8 +59,11 @@ func UndoRank(s Step, rollback bool) int {
 		}
 		return rank
 	case Via:
-		if s.Delete { // the way to an endpoint, as long as there is something to send there
+		switch {
+		case s.Delete: // the way to an endpoint, as long as there is something to send there
 			return 8
+		case s.Restore && s.Instead == "" && s.Route.Dst.Bits() > 0: // may have been in its place
+			return 9
 		}
 		return 6
 	case Link:
