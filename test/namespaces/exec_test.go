@@ -16,6 +16,7 @@ import (
 
 	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
+	"wg-quickns/test/programs"
 )
 
 // TestExecNamespace: which namespace a command gets, and whose user.
@@ -74,9 +75,18 @@ func TestExecNamespace(t *testing.T) {
 	w.want(1, w.Bed.Run(nil, w.Program, "exec", "--user", "daemon", "wg1", "--", "true"), "does not exist")
 }
 
+func quickns(t *testing.T) string {
+	t.Helper()
+	program, err := programs.Quickns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
 // TestExecSignals: a signal to the program, or to its group, is the command's.
 func TestExecSignals(t *testing.T) {
-	w := newWorld(t)
+	program := quickns(t)
 	ns.New(t, "there")
 	for _, c := range []struct {
 		name, script string
@@ -92,7 +102,7 @@ func TestExecSignals(t *testing.T) {
 		{"HUP ignored", "trap '' HUP; (sleep 0.3; kill -9 $$) &", syscall.SIGHUP, false, 128 + 9, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cmd := w.NS.Cmd(w.Program, "exec", "--namespace", "there", "--", "sh", "-c",
+			cmd := exec.Command(program, "exec", "--namespace", "there", "--", "sh", "-c",
 				c.script+"\necho ready\nwhile :; do sleep 0.02; done")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			out, err := cmd.StdoutPipe()
@@ -198,10 +208,9 @@ func (x *terminal) types(t *testing.T, text, want string) {
 
 // TestExecTerminal: a shell on a terminal has its size and controls jobs.
 func TestExecTerminal(t *testing.T) {
-	w := newWorld(t)
 	ns.New(t, "there")
 	term, side := openTerminal(t, 33, 77)
-	cmd := w.NS.Cmd(w.Program, "shell", "--namespace", "there")
+	cmd := exec.Command(quickns(t), "shell", "--namespace", "there")
 	cmd.Env = append(os.Environ(), "SHELL=/bin/bash", "HOME=/nonexistent", "PS1=$ ", "TERM=dumb")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = side, side, side
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
