@@ -111,7 +111,12 @@ func (s *session) adopt(ctx context.Context) error {
 		return err
 	}
 	var prefix string
-	if len(s.cfg.DNS) > 0 && s.local(s.place.Target) == "" {
+	cfg := *s.cfg
+	switch {
+	case len(cfg.DNS) == 0 || s.local(s.place.Target) != "":
+	case dns.Resolved(ctx):
+		cfg.DNS = nil // what systemd-resolved has of the interface goes with that
+	default:
 		if prefix, err = dns.Prefix(); err != nil {
 			return err
 		}
@@ -119,7 +124,7 @@ func (s *session) adopt(ctx context.Context) error {
 	if err := s.log.Begin(head); err != nil {
 		return err
 	}
-	for _, action := range strategies.Adopt(s.cfg, f, prefix, s.place.Place) {
+	for _, action := range strategies.Adopt(&cfg, f, prefix, s.place.Place) {
 		id, err := s.log.Intend(action)
 		if err != nil {
 			return err

@@ -208,6 +208,9 @@ func TestResolvedAlone(t *testing.T) {
 		}
 	}
 	before := links(t)
+	if plan := ns.Run(t, "wg-quickns", "plan", "up", "alone"); !strings.Contains(plan, "resolvectl domain alone corp.example ~.") || !strings.Contains(plan, "resolvectl revert alone") {
+		t.Errorf("plan: %s", plan)
+	}
 	r := ns.Try(exec.Command("wg-quickns", "up", "alone"))
 	if r.Code != 0 || !strings.Contains(r.Stderr, "\n[#] resolvectl dns alone 10.8.0.1\n[#] resolvectl domain alone corp.example ~.\n") {
 		t.Fatalf("up: %+v", r)
@@ -243,6 +246,12 @@ func TestResolvedAlone(t *testing.T) {
 		if after := links(t); after != before {
 			t.Errorf("after %s: systemd-resolved before:\n%s\nafter:\n%s", meanwhile, before, after)
 		}
+	}
+	up(t, "alone") // and one whose record is lost
+	ns.Run(t, "rm", "-r", "/run/wg-quickns/alone")
+	down(t, "alone")
+	if after := links(t); after != before {
+		t.Errorf("without a record: systemd-resolved before:\n%s\nafter:\n%s", before, after)
 	}
 	// with neither it is as ever
 	ns.Run(t, "systemctl", "stop", "systemd-resolved")
