@@ -16,7 +16,8 @@ func Adopt(cfg *confparse.Config, f *facts.Facts, resolvconfPrefix string, p Pla
 	done := func(do plan.Step, undo ...plan.Step) plan.Action {
 		return plan.Action{Do: do, Undo: undo, Why: why}
 	}
-	var actions []plan.Action
+	// wg-quick made none, but the record of ours may be lost.
+	actions := []plan.Action{done(plan.KillSwitch{Link: name}, plan.KillSwitch{Link: name, Delete: true})}
 	if len(cfg.DNS) > 0 && p.Target == "" {
 		actions = append(actions, done(plan.DNS{Link: name, Prefix: resolvconfPrefix},
 			plan.DNS{Link: name, Prefix: resolvconfPrefix, Delete: true}))

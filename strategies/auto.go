@@ -45,7 +45,7 @@ func Auto(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error)
 		return actions, nil
 	}
 
-	m := newMarking(f)
+	m := newMarking(cfg, f)
 	mark, err := m.mark()
 	if err != nil {
 		return nil, err
@@ -70,10 +70,12 @@ type marking struct {
 	table uint32
 	rules map[bool][]uint32 // priorities in the kernel's order, by IPv6
 	walls map[bool]bool     // families whose firewall is planned
+	// walled says that the kill switch has planned the firewalls, not the sysctl.
+	walled bool
 }
 
-func newMarking(f *facts.Facts) *marking {
-	m := &marking{f: f, rules: make(map[bool][]uint32), walls: make(map[bool]bool)}
+func newMarking(cfg *confparse.Config, f *facts.Facts) *marking {
+	m := &marking{f: f, walled: cfg.KillSwitch, rules: make(map[bool][]uint32), walls: make(map[bool]bool)}
 	for _, r := range f.Rules {
 		m.rules[r.IPv6] = append(m.rules[r.IPv6], r.Priority)
 	}
@@ -158,16 +160,22 @@ func (m *marking) firewall(v6 bool) []plan.Action {
 			Why:  "the reverse path filter must see the mark of encrypted replies",
 		})
 	}
+	if m.walled {
+		return actions
+	}
 	nft := plan.Nft{Link: m.f.Device.Name, IPv6: v6, Mark: m.table, IPTables: !m.f.NFTables}
 	for _, a := range m.f.Addrs {
 		if a.Prefix.Addr().Is6() == v6 {
 			nft.Addrs = append(nft.Addrs, a.Prefix.Addr())
 		}
 	}
-	undo := plan.Nft{Link: nft.Link, IPv6: v6, IPTables: nft.IPTables, Delete: true}
-	return append(actions, plan.Action{
+	return append(actions, nftAction(nft))
+}
+
+func nftAction(nft plan.Nft) plan.Action {
+	return plan.Action{
 		Do:   nft,
-		Undo: []plan.Step{undo},
+		Undo: []plan.Step{plan.Nft{Link: nft.Link, IPv6: nft.IPv6, IPTables: nft.IPTables, Delete: true}},
 		Why:  "nobody outside reaches the tunnel's addresses; replies keep the mark",
-	})
+	}
 }

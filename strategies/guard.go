@@ -402,7 +402,7 @@ func (g *guard) static(s Standing) {
 		if do.Name != SrcValidMark || g.f.SrcValidMark == 1 {
 			return
 		}
-	case plan.Nft:
+	case plan.Nft, plan.KillSwitch:
 	default:
 		return
 	}

@@ -24,6 +24,14 @@ var byName = map[string]Strategy{
 // RoutingStrategy. In a foreign namespace without the UDP socket a /0 needs no
 // strategy: it is a route like any.
 func Routes(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
+	actions, err := routes(cfg, f, p)
+	if cfg.KillSwitch && !ownTable(cfg, p) { // its table has one already
+		actions = in(p.Target, behind(actions))
+	}
+	return actions, err
+}
+
+func routes(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
 	route := plan.Route{Link: f.Device.Name}
 	switch {
 	case cfg.Table == "off":

@@ -242,7 +242,10 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 	if err != nil {
 		return 0, false, err
 	}
-	if slices.ContainsFunc(standing, func(e journal.Entry) bool { return shut(e.Do) }) {
+	if again := slices.DeleteFunc(standing, func(e journal.Entry) bool { return !shut(e.Do) }); len(again) > 0 {
+		if err := s.engine.Repair(ctx, engine.Repair{Again: again}); err != nil {
+			g.say("%v", err)
+		}
 		if !g.vanished {
 			g.vanished = true
 			g.say("`%s' is gone; its kill switch holds until down", g.name)
@@ -254,7 +257,7 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 }
 
 // shut says whether a step is a kill switch.
-func shut(plan.Step) bool { return false }
+func shut(s plan.Step) bool { return s.Kind() == plan.KindKillSwitch }
 
 // check repairs what is not as it should be.
 func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err error) {

@@ -61,6 +61,15 @@ func (a app) up(ctx context.Context, arg string) error {
 		}
 	}
 	s.place = p
+	if t.cfg.KillSwitch {
+		ns := p.Target
+		if p.missing() { // one kernel has them all
+			ns = ""
+		}
+		if err := s.kernel.CheckKillSwitch(ctx, s.local(ns)); err != nil {
+			return fmt.Errorf("KillSwitch=true: this kernel's nf_tables cannot do it, nothing was changed: %w", err)
+		}
+	}
 	if len(t.cfg.DNS) > 0 && p.resolvConf() { // what DNS= is refused for is known before anything is done
 		if _, err := s.resolvStep(ctx); err != nil {
 			return err
@@ -146,6 +155,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			}
 			return strategies.Configure(s.name, &s.cfg.Device, s.place.Place), nil
 		}},
+		{Name: "kill switch", Global: s.cfg.KillSwitch, Plan: s.killSwitch},
 		{Name: "addresses", Plan: func(ctx context.Context) ([]plan.Action, error) {
 			f, err := s.gatherLink(ctx)
 			if err != nil {
@@ -166,6 +176,9 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			if err != nil {
 				return nil, err
 			}
+			for _, w := range strategies.Warnings(s.cfg, f, s.place.Place) {
+				fmt.Fprintln(os.Stderr, w)
+			}
 			if known := strategies.Known(f); len(known) > 0 && s.forecast == nil {
 				if err := s.log.Know(known); err != nil {
 					return nil, err
@@ -177,6 +190,25 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			return hooks("PostUp", s.cfg.PostUp), nil
 		}},
 	}
+}
+
+// killSwitch plans the kill switch, if the config has one. Names are resolved by then.
+func (s *session) killSwitch(ctx context.Context) ([]plan.Action, error) {
+	if !s.cfg.KillSwitch {
+		return nil, nil
+	}
+	f, err := s.gather(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.device = &f.Device
+	actions, err := strategies.KillSwitch(s.cfg, f, s.place.Place)
+	for _, a := range actions {
+		if m, ok := a.Do.(plan.FwMark); ok {
+			s.device.FwMark = m.Mark // which is not read again
+		}
+	}
+	return actions, err
 }
 
 // resolve finds the addresses and ports of the config's names.
@@ -238,6 +270,12 @@ func (s *session) gather(ctx context.Context) (*facts.Facts, error) {
 	for _, step := range steps {
 		if c, ok := step.(plan.Sysctl); ok && c.Name == strategies.SrcValidMark {
 			f.SrcValidMarkHome = c.Value
+		}
+		if v, ok := step.(plan.Via); ok && v.Delete {
+			if f.Kept == nil {
+				f.Kept = make(map[netip.Prefix]bool)
+			}
+			f.Kept[v.Route.Dst] = true
 		}
 	}
 	return f, nil

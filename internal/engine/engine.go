@@ -144,14 +144,15 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 	}
 	// Without an undo nothing that was there before can be lost, and the kernel
 	// itself says EEXIST.
-	_, via := a.Do.(plan.Via)
-	if sysctl || makes(a.Do) && !plan.Takes(a.Do) && a.Do.Kind() != plan.KindResolv && len(a.Undo) > 0 {
+	// A kill switch that is there without a record is taken over: it never opens.
+	kind := a.Do.Kind()
+	if sysctl || makes(a.Do) && !plan.Takes(a.Do) && kind != plan.KindResolv && kind != plan.KindKillSwitch && len(a.Undo) > 0 {
 		there, err := e.Doer.Exists(ctx, a.NS, a.Do)
 		if err != nil {
 			return nil, stepError(a.Do, err)
 		}
-		if there && via {
-			return nil, e.shareVia(a)
+		if there && slices.ContainsFunc(a.Undo, shared) && !sysctl {
+			return nil, e.shareRoute(a)
 		}
 		if there && !sysctl {
 			commands := plan.Trace(a.NS, a.Do)
@@ -173,9 +174,9 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 	return nil, e.Journal.Done(id, out)
 }
 
-// shareVia records the route to an endpoint that is there already as its own too
-// if another tunnel made it: the last to go takes it away. Else it is nobody's of ours.
-func (e *Engine) shareVia(a plan.Action) error {
+// shareRoute records a route to an endpoint, or to nowhere, that is there already as
+// its own too if another tunnel made it: the last to go takes it away. Else it is nobody's of ours.
+func (e *Engine) shareRoute(a plan.Action) error {
 	needed, err := e.needed(a.Do)
 	if err != nil || !needed {
 		return err
@@ -334,7 +335,7 @@ func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried
 		if err != nil {
 			return false, fmt.Errorf("who else needs what is undone by %s: %w", first(u.NS, u.step), err)
 		}
-		if needed || u.Do == u.step {
+		if sysctl, ok := u.step.(plan.Sysctl); needed || ok && u.Do == plan.Step(sysctl) {
 			return true, e.Journal.Undone(u.ID, u.n)
 		}
 	}
@@ -363,8 +364,15 @@ func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried
 
 // shared says whether the undo of a step is for the last tunnel that needs it.
 func shared(undo plan.Step) bool {
-	v, ok := undo.(plan.Via)
-	return ok && v.Delete || undo.Kind() == plan.KindSysctl
+	switch s := undo.(type) {
+	case plan.Via:
+		return s.Delete
+	case plan.Route:
+		return s.Delete && s.Unreachable
+	case plan.Sysctl, plan.KillSwitch: // a kill switch's tables are changed under the lock, though each takes out its own
+		return true
+	}
+	return false
 }
 
 // restores says whether a step puts back what was there.
@@ -373,7 +381,7 @@ func restores(s plan.Step) bool {
 	return ok && v.Restore
 }
 
-// needed says whether another tunnel still needs a sysctl, or the route to an endpoint.
+// needed says whether another tunnel still needs a sysctl, or a route to an endpoint or nowhere.
 func (e *Engine) needed(s plan.Step) (bool, error) {
 	if e.Others == nil {
 		return false, nil
@@ -387,6 +395,9 @@ func (e *Engine) needed(s plan.Step) (bool, error) {
 		case plan.Via:
 			other, ok := o.(plan.Via)
 			return ok && other.Delete && other.Route.Dst == s.Route.Dst && other.Route.Metric == s.Route.Metric
+		case plan.Route:
+			other, ok := o.(plan.Route)
+			return ok && other.Delete && other.Unreachable && other.Table == s.Table && slices.Equal(other.List, s.List)
 		}
 		return false
 	}), err

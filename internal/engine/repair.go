@@ -89,7 +89,7 @@ func (e *Engine) again(ctx context.Context, entry journal.Entry) error {
 // wall says whether a step is the firewall's.
 func wall(s plan.Step) bool {
 	switch s.Kind() {
-	case plan.KindNft:
+	case plan.KindNft, plan.KindKillSwitch:
 		return true
 	}
 	return false

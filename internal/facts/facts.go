@@ -19,6 +19,8 @@ type Facts struct {
 	SrcValidMark int // net.ipv4.conf.all.src_valid_mark
 	// SrcValidMarkHome is the value other tunnels' records will put back, "" if none will.
 	SrcValidMarkHome string
+	// Kept has the host routes to endpoints that other tunnels' records speak of.
+	Kept map[netip.Prefix]bool
 
 	PathMTU    map[netip.Addr]int // per endpoint: route's mtu metric, else the device's MTU
 	DefaultMTU int                // same for the IPv4 default route; 0: there is none

@@ -133,6 +133,8 @@ func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, er
 		return sp.hasFwMark(ctx, s)
 	case plan.Nft:
 		return sp.hasNft(ctx, s)
+	case plan.KillSwitch:
+		return sp.hasKillSwitch(s)
 	case plan.Sysctl:
 		v, err := sp.sysctl(s.Name)
 		return sameValue(v, s.Value), err
@@ -200,6 +202,8 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 		return out, 0, sp.configure(ctx, s.Link, &confparse.Device{FwMark: &s.Mark})
 	case plan.Nft:
 		return out, 0, sp.nft(ctx, s)
+	case plan.KillSwitch:
+		return out, 0, d.killSwitch(sp, s)
 	case plan.Sysctl:
 		out, err = sp.setSysctl(s)
 		return out, 0, err

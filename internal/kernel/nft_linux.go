@@ -150,6 +150,9 @@ func addTable(c *nftables.Conn, s plan.Nft) {
 	for _, a := range s.Addrs {
 		c.AddRule(&nftables.Rule{Table: t, Chain: preraw, Exprs: dropForeign(s.Link, a)})
 	}
+	if s.Mark == 0 {
+		return
+	}
 	udp := []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},

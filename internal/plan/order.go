@@ -28,7 +28,8 @@ func UndoOrder(actions []Action, rollback bool) []Undoing {
 // device, DNS and firewall; its rollback of a failed `up` takes off DNS and
 // firewall first. Other people's routes come back before the device goes, so that
 // one is there at each moment. Sysctls come late, when nothing needs them any
-// more, and namespaces last, when nothing of the tunnel is in them.
+// more; then the kill switch, when nothing is half-way any more; and namespaces last,
+// when nothing of the tunnel is in them.
 func UndoRank(s Step, rollback bool) int {
 	switch s := s.(type) {
 	case DNS:
@@ -72,6 +73,8 @@ func UndoRank(s Step, rollback bool) int {
 		return 8
 	case Sysctl:
 		return 11
+	case KillSwitch:
+		return 12
 	}
-	return 12 // Netns
+	return 13 // Netns
 }

@@ -130,6 +130,8 @@ func decode(e encoded) (Step, error) {
 		return into[Resolv](e.Step)
 	case KindVia:
 		return into[Via](e.Step)
+	case KindKillSwitch:
+		return into[KillSwitch](e.Step)
 	}
 	return nil, fmt.Errorf("unknown kind")
 }

@@ -26,6 +26,8 @@ const (
 	KindNetns  = "netns"
 	KindResolv = "resolv"
 	KindVia    = "via"
+	// KindKillSwitch is a KillSwitch.
+	KindKillSwitch = "killswitch"
 )
 
 // Link creates the tunnel's interface, or deletes it.
@@ -265,7 +267,7 @@ type Nft struct {
 	Link   string       `json:"link"`
 	Delete bool         `json:"delete,omitempty"`
 	IPv6   bool         `json:"ipv6,omitempty"`
-	Mark   uint32       `json:"mark,omitempty"`
+	Mark   uint32       `json:"mark,omitempty"`  // 0: none is kept
 	Addrs  []netip.Addr `json:"addrs,omitempty"` // the tunnel's addresses of that family
 	// IPTables says that the kernel has no nf_tables: the same rules are made by
 	// iptables-restore, marked by Comment.
@@ -418,4 +420,26 @@ func (s Resolv) Commands() []string {
 		return []string{"restore " + s.Path}
 	}
 	return []string{"rm " + s.Path}
+}
+
+// KillSwitch lets nothing leave the namespace but through the tunnel, beside lo,
+// DHCP and neighbour discovery, or ends that. Several tunnels share its nft
+// tables: what is one's way out is open to all, and the last takes them away.
+type KillSwitch struct {
+	Link   string `json:"link"`
+	Delete bool   `json:"delete,omitempty"`
+	// Mark is the fwmark of the tunnel's own encrypted packets, which leave by any
+	// link; 0: none leave here.
+	Mark uint32 `json:"mark,omitempty"`
+	// Addrs are the tunnel's: ARP requests for them are not answered on other links.
+	Addrs []netip.Addr `json:"addrs,omitempty"`
+}
+
+func (KillSwitch) Kind() string { return KindKillSwitch }
+
+func (s KillSwitch) Commands() []string {
+	if s.Delete {
+		return []string{"nft -f /dev/fd/63 # kill switch off"}
+	}
+	return []string{"nft -f /dev/fd/63 # kill switch on"}
 }
