@@ -10,9 +10,10 @@ import (
 )
 
 const (
-	unicast = 1 // RTN_UNICAST of linux/rtnetlink.h
-	boot    = 3 // RTPROT_BOOT: made by ip-route(8)
-	ra      = 9 // RTPROT_RA: learned from a router advertisement
+	unicast     = 1 // RTN_UNICAST of linux/rtnetlink.h
+	unreachable = 7 // RTN_UNREACHABLE
+	boot        = 3 // RTPROT_BOOT: made by ip-route(8)
+	ra          = 9 // RTPROT_RA: learned from a router advertisement
 )
 
 // NeedsWays says whether a config's strategy asks where others' routes lead.

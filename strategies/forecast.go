@@ -45,9 +45,13 @@ func Forecast(f *facts.Facts, actions []plan.Action) {
 				}
 			}
 		case plan.Route:
+			index, typ := forecastIndex, unicast
+			if do.Unreachable {
+				index, typ = 0, unreachable
+			}
 			for _, p := range do.List {
 				f.Routes = append(f.Routes, facts.Route{
-					Dst: p.Prefix.Masked(), Table: facts.Route{Table: do.Table}.Slot().Table, Index: forecastIndex, Metric: do.Metric, Type: unicast,
+					Dst: p.Prefix.Masked(), Table: facts.Route{Table: do.Table}.Slot().Table, Index: index, Metric: do.Metric, Type: typ,
 				})
 			}
 		case plan.Rule:

@@ -47,7 +47,8 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   - BirthNamespace: likewise where it is created, and its UDP socket stays.
   - HookNamespace: where the commands run: interface (the default), birth, caller.
   - ManageNamespace: with ` + "`false'" + `, no namespace is made or deleted.
-  The last four may also stand in a comment: # wg-quickns: Namespace = NAME
+  - KillSwitch: with ` + "`true'" + `, nothing leaves but through the tunnel, until down.
+  The last five may also stand in a comment: # wg-quickns: Namespace = NAME
 
   up     creates the device, configures it and routes traffic into it
   down   undoes exactly what up did, also when the file or the device is gone

@@ -30,6 +30,7 @@ import (
 // Bed is one namespace and what the program finds in it. The test must be isolated (ns.Main).
 type Bed struct {
 	NS      *ns.NS
+	Far     *ns.NS // the other end of the uplink: the gateway
 	Dir     string // of its own files
 	Records string // a file for each interface that resolvconf knows
 	Hooks   string // the file to which Hook lines are added
@@ -66,6 +67,7 @@ func New(t testing.TB, name string) *Bed {
 	t.Cleanup(func() { os.RemoveAll(b.Dir) })
 
 	far := ns.New(t, name+"-far")
+	b.Far = far
 	ns.Veth(b.NS, "uplink", []string{"192.0.2.2/24", "2001:db8::2/64"}, far, "uplink", []string{"192.0.2.1/24", "2001:db8::1/64"})
 	// what is not the tunnel's must stay: routes, rules and a firewall as another's tunnel has them
 	b.NS.Run("bash", "-ec", `ip route add default via 192.0.2.1
