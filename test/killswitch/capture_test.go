@@ -169,7 +169,7 @@ func classify(b []byte) (what string, leak bool) {
 		case sport == 68 && dport == 67, sport == 546 && dport == 547:
 			return "dhcp", false
 		}
-		return fmt.Sprintf("udp %s:%d > %s:%d", from, sport, to, dport), true
+		return fmt.Sprintf("udp %s:%d > %s:%d, %d bytes, %x", from, sport, to, dport, len(rest)-8, rest[min(8, len(rest)):min(16, len(rest))]), true
 	case unix.IPPROTO_TCP:
 		for kind, port := range synPorts {
 			if dport == port {
@@ -203,7 +203,7 @@ func wireguard(b []byte) bool {
 	case 3:
 		return len(b) == 64
 	}
-	return b[0] == 4 && len(b) >= 32 && len(b)%16 == 0
+	return b[0] == 4 && len(b) >= 32 && (len(b)%16 == 0 || len(b) == 1420+32) // padding ends at the MTU
 }
 
 // between counts what left in a time, by what it was.

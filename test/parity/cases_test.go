@@ -62,7 +62,39 @@ func answers(text string) diff {
 }
 
 func cases() []testCase {
-	return slices.Concat(routing(), mtu(), dnsCases(), hookCases(), parsing(), failing(), commands(), saving(), several(), decided())
+	list := slices.Concat(routing(), mtu(), dnsCases(), hookCases(), parsing(), failing(), commands(), saving(), several(), decided())
+	for i, c := range list {
+		list[i].diffs = append(slices.Clone(c.diffs), warned(c)...)
+	}
+	return list
+}
+
+// warned is what ours says of a tunnel that carries all of one family only: every
+// world has a default route in both.
+func warned(c testCase) (diffs []diff) {
+	steps := c.steps
+	if steps == nil {
+		steps = []string{"up wg0"}
+	}
+	for _, step := range steps {
+		name, up := strings.CutPrefix(step, "up ")
+		conf := c.conf
+		if name != "wg0" {
+			conf = c.files["/etc/wireguard/"+name+".conf"]
+		}
+		all4, all6 := strings.Contains(conf, "0.0.0.0/0"), strings.Contains(conf, "::/0")
+		if !up || all4 == all6 || strings.Contains(conf, "\nTable = ") {
+			continue
+		}
+		left, prefix := "IPv6", "::/0"
+		if all6 {
+			left, prefix = "IPv4", "0.0.0.0/0"
+		}
+		diffs = append(diffs, differ(bypassed, step, "errors", nil, []string{
+			"Warning: " + left + " goes past `" + name + "' by its own default route: " + prefix + " is not in AllowedIPs, and there is no KillSwitch",
+		}))
+	}
+	return diffs
 }
 
 // routing is what the tunnel carries, and by which table.

@@ -51,6 +51,7 @@ const (
 	loops          // endpoints are kept outside the tunnel
 	saveKeeps      // save keeps search domains, comments
 	names          // of interfaces
+	bypassed       // up warns of what goes past a full tunnel
 )
 
 // diff is one expected difference: lines that only the one or only the other

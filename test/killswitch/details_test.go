@@ -1,0 +1,189 @@
+package killswitch
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wg-quickns/test/bed"
+	"wg-quickns/test/ns"
+)
+
+const fullTunnel = "0.0.0.0/0, ::/0"
+
+// TestWhoMayLeave: programs are told at once; DHCP and neighbour discovery go on;
+// nobody learns the tunnel's addresses by ARP.
+func TestWhoMayLeave(t *testing.T) {
+	w := newWorld(t, "may")
+	asks := func() int { // the gateway asks who has the tunnel's address
+		w.capture.forget()
+		w.Far.Run("ip", "route", "add", "10.77.0.2/32", "dev", "uplink")
+		defer w.Far.Run("ip", "route", "del", "10.77.0.2/32", "dev", "uplink")
+		w.Far.Try("ping", "-c1", "-W1", "10.77.0.2")
+		return w.capture.count("arp reply of 10.77.0.2")
+	}
+	w.config("", fullTunnel)
+	w.run("up", "wg0")
+	if asks() == 0 {
+		t.Error("without a kill switch the control's ARP request is not answered")
+	}
+	w.run("down", "wg0")
+
+	w.config("KillSwitch = true", fullTunnel)
+	lines := w.run("up", "wg0")
+	w.works()
+	if noARP := strings.Contains(fmt.Sprint(lines), "the kernel has no nf_tables for ARP"); asks() > 0 != noARP {
+		t.Errorf("an ARP request for the tunnel's address is answered: %v", !noARP)
+	}
+
+	err := w.NS.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.BindToDevice(fd, "uplink"); err != nil {
+			return err
+		}
+		start := time.Now()
+		err = unix.Connect(fd, sockaddr(far4, 80))
+		if took := time.Since(start); !errors.Is(err, unix.ECONNREFUSED) || took > time.Second/2 {
+			t.Errorf("connect past the tunnel: %v after %v", err, took)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		from, to int
+		addr     netip.Addr
+		leaves   bool
+	}{
+		{68, 67, netip.MustParseAddr("192.0.2.1"), true},
+		{546, 547, netip.MustParseAddr("2001:db8::1"), true},
+		{67, 68, netip.MustParseAddr("192.0.2.1"), false},
+		{68, 69, netip.MustParseAddr("192.0.2.1"), false},
+		{546, 547, netip.MustParseAddr("192.0.2.1"), false},
+		{68, 67, netip.MustParseAddr("2001:db8::1"), false},
+	} {
+		w.capture.forget()
+		err := w.NS.Do(func() error {
+			fd, err := open(family(c.addr), unix.SOCK_DGRAM, 0, "uplink")
+			if err == nil {
+				any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+				if c.addr.Is4() {
+					err = unix.Bind(fd, sockaddr(any4, c.from))
+				} else {
+					err = unix.Bind(fd, sockaddr(any6, c.from))
+				}
+			}
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			err = unix.Sendto(fd, []byte("DHCP"), 0, sockaddr(c.addr, c.to))
+			if errors.Is(err, unix.EPERM) && !c.leaves {
+				err = nil
+			} else if err == nil && !c.leaves {
+				err = errors.New("no error")
+			}
+			return err
+		})
+		if n := w.capture.count("dhcp"); err != nil || (n == 1) != c.leaves {
+			t.Errorf("UDP %d > %s:%d: %v, %d packets", c.from, c.addr, c.to, err, n)
+		}
+	}
+	w.capture.forget()
+	for _, n := range []*ns.NS{w.NS, w.Far} {
+		n.Run("ip", "-6", "neigh", "flush", "dev", "uplink")
+	}
+	w.Far.Try("ping", "-c1", "-W1", "2001:db8::2")
+	if w.capture.count("neighbour discovery") == 0 {
+		t.Error("no neighbour discovery")
+	}
+	w.down()
+}
+
+// TestTwo: of two tunnels with a kill switch each goes on without the other, and
+// the last one opens.
+func TestTwo(t *testing.T) {
+	w := newWorld(t, "two")
+	w.config("KillSwitch = true", fullTunnel)
+	w.Config(t, "wg1", fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.88.0.1/24\nKillSwitch = true\n[Peer]\nPublicKey = %s\nAllowedIPs = 10.88.0.0/24\n",
+		bed.Key("other"), public("nobody")))
+	p := startProbes(t, w.NS, w.container)
+	defer p.end()
+	for _, order := range [][]string{{"wg0", "wg1"}, {"wg1", "wg0"}} {
+		w.control(p)
+		w.run("up", order[0])
+		start := time.Now()
+		w.run("up", order[1])
+		w.works()
+		w.run("down", order[0])
+		time.Sleep(hold)
+		if n, kinds := w.capture.between(start, time.Now()); n > 0 {
+			t.Errorf("%q: %d packets leaked: %v", order, n, kinds)
+		}
+		if order[0] == "wg1" {
+			w.works()
+		}
+		w.run("down", order[1])
+	}
+	w.control(p)
+	if out := w.NS.Run("nft", "list", "tables"); strings.Contains(out, "wg-quickns") {
+		t.Errorf("left: %s", out)
+	}
+}
+
+// TestElsewhere: in a namespace without the socket no encrypted packets leave either.
+func TestElsewhere(t *testing.T) {
+	w := newWorld(t, "born")
+	inner := ns.New(t, "inner")
+	ns.Veth(inner, "uplink", []string{"203.0.113.2/24"}, w.container, "side", []string{"203.0.113.9/24"})
+	seen := startCapture(t, w.container, "side")
+	w.config("KillSwitch = true\nNamespace = inner", fullTunnel)
+	sends := func(mark int) error {
+		return inner.Do(func() error {
+			fd, err := open(unix.AF_INET, unix.SOCK_DGRAM, 0, "uplink")
+			if err == nil {
+				err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark)
+			}
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			return unix.Sendto(fd, []byte(tag+"inner."), 0, sockaddr(far4, 9))
+		})
+	}
+	if err := sends(51820); err != nil {
+		t.Fatal(err)
+	}
+	if !bed.Wait(time.Second, func() bool { return seen.count("probe inner") == 1 }) {
+		t.Fatal("the control does not leave")
+	}
+	w.run("up", "wg0")
+	if r := inner.Try("ping", "-c1", "-W5", "10.77.0.1"); r.Code != 0 {
+		t.Errorf("ping: %s%s", r.Stdout, r.Stderr)
+	}
+	for _, mark := range []int{0, 51820} {
+		if err := sends(mark); !errors.Is(err, unix.EPERM) {
+			t.Errorf("with mark %d: %v", mark, err)
+		}
+	}
+	if n := seen.count("probe inner"); n != 1 {
+		t.Errorf("%d packets left", n-1)
+	}
+	if out := w.NS.Run("nft", "list", "tables"); strings.Contains(out, "wg-quickns") {
+		t.Errorf("where the socket is there are tables: %s", out)
+	}
+	w.run("down", "wg0")
+	if err := sends(51820); err != nil {
+		t.Errorf("after down: %v", err)
+	}
+}
