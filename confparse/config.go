@@ -40,7 +40,7 @@ type Config struct {
 	KillSwitch bool
 
 	Device   Device
-	Warnings []string // wg's own warnings, as AllowedIPs with host bits set
+	Warnings []Warning // wg's own, as of AllowedIPs with host bits set
 
 	// Lines is the file, NUL bytes dropped, split at each newline; wg's lines
 	// are the ones for which WGLine is true. Strip and Save read them.
@@ -49,8 +49,19 @@ type Config struct {
 
 	mtuLine, tableLine         int
 	strategyLine, priorityLine int
-	dnsGlob                    *Error // the first DNS= that is a file name pattern
+	dnsGlobs                   []*Error // DNS= that are file name patterns
+
+	goOn    bool // ParseAll: past errors
+	refused []*Error
 }
+
+// Warning is what is odd about one line, and no error.
+type Warning struct {
+	Line int // from 1
+	Text string
+}
+
+func (w Warning) String() string { return w.Text }
 
 // Line is one line of the file as `read -r` of bash gives it: without blanks
 // and tabs at its ends.
@@ -97,6 +108,7 @@ type Peer struct {
 type AllowedIP struct {
 	Prefix netip.Prefix // masked
 	Remove bool
+	Line   int // in the file, from 1; 0: not from a file
 }
 
 // Endpoint is Endpoint= as written, without brackets. Addr is set by the parser

@@ -30,6 +30,9 @@ type Error struct {
 // Error gives "path:line: message".
 func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %s", e.Path, e.Line, e.Msg) }
 
+// Redact hides what could be a key in text from a config file.
+func Redact(s string) string { return redact(s) }
+
 // redact replaces what could be a key, or most of one, in text from a config
 // file that a message is to quote.
 func redact(s string) string {

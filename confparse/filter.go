@@ -111,18 +111,22 @@ func (c *Config) quickText() ([]byte, error) {
 	lines := c.Lines
 	for i, l := range lines {
 		if s, ok := ownComment(l.Text); ok {
+			var err error
 			switch name, known := ownKeys[s.key]; {
 			case !known:
-				return nil, c.errorf(i+1, KindQuick, "unknown key in a wg-quickns comment: `%s'", redact(s.key))
+				err = c.errorf(i+1, KindQuick, "unknown key in a wg-quickns comment: `%s'", redact(s.key))
 			case !inside:
-				return nil, c.errorf(i+1, KindQuick, "a wg-quickns comment belongs into [Interface]")
+				err = c.errorf(i+1, KindQuick, "a wg-quickns comment belongs into [Interface]")
 			default:
 				w.key(name, i+1, s.value)
+			}
+			if err := c.refuse(err); err != nil {
+				return nil, err
 			}
 		}
 		s := splitLine(l.Text)
 		if strings.HasPrefix(s.key, "[") {
-			inside = s.key == "[interface]"
+			inside = s.key == "[interface]" || c.goOn && resembles(s.key) == "interface"
 		}
 		if inside {
 			switch s.key {
@@ -145,10 +149,10 @@ func (c *Config) quickText() ([]byte, error) {
 
 // wgText is the filter for wg's lines. Key "line" stands for those that wg does
 // not know where they are; the reader of the entries decides what that means.
-func wgText(lines []Line) []byte {
+func (c *Config) wgText() []byte {
 	var w iniWriter
 	w.section("none")
-	for i, l := range lines {
+	for i, l := range c.Lines {
 		if !l.WGLine {
 			continue
 		}
@@ -177,8 +181,19 @@ func wgText(lines []Line) []byte {
 			name = "line"
 		}
 		w.key(name, i+1, text)
+		if c.goOn && text[0] == '[' {
+			w.section(resembles(text))
+		}
 	}
 	return w.Bytes()
+}
+
+// resembles is the section that a header means, or seems to.
+func resembles(header string) string {
+	if strings.HasPrefix(asciiLower(header), "[i") {
+		return "interface"
+	}
+	return "peer"
 }
 
 // iniWriter writes what ini.v1 reads back byte by byte: section and key names of

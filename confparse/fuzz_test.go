@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"regexp"
+	"slices"
 	"testing"
 )
 
@@ -34,9 +35,19 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q could show a key: %q", e.Msg, at)
 			}
 		}
+		first := func(err error) { // what Parse stops at is one of all that ParseAll finds
+			_, all, failed := ParseAll("x", data)
+			if failed != nil || err == nil != (len(all) == 0) || err != nil && !slices.ContainsFunc(all, func(e *Error) bool { return e.Error() == err.Error() }) {
+				t.Errorf("ParseAll found %v, %v; Parse %v", all, failed, err)
+			}
+			for _, e := range all {
+				check(e)
+			}
+		}
 		c, err := ParseLines("x", data)
 		if err != nil {
 			check(err)
+			first(err)
 			return
 		}
 		stripped := c.Strip()
@@ -54,7 +65,9 @@ func FuzzParse(f *testing.F) {
 				r.Addresses = append(r.Addresses, a.Prefix)
 			}
 		}
-		if full, err := Parse("x", data); err != nil {
+		full, err := Parse("x", data)
+		first(err)
+		if err != nil {
 			check(err)
 		} else {
 			seen := map[Key]bool{}

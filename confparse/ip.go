@@ -19,12 +19,16 @@ func (c *Config) checkIP() error {
 			if strings.Contains(a.Text, ":") {
 				family = "inet6"
 			}
-			return c.errorf(a.Line, KindAddress, "Error: %s prefix is expected rather than %q.", family, redact(a.Text))
+			if err := c.refuse(c.errorf(a.Line, KindAddress, "Error: %s prefix is expected rather than %q.", family, redact(a.Text))); err != nil {
+				return err
+			}
 		}
 	}
 	if c.MTUText != "" {
 		if _, err := parseMTU(c.MTUText); err != nil {
-			return c.errorf(c.mtuLine, KindMTU, "Error: argument %q is wrong: %v", redact(c.MTUText), err)
+			if err := c.refuse(c.errorf(c.mtuLine, KindMTU, "Error: argument %q is wrong: %v", redact(c.MTUText), err)); err != nil {
+				return err
+			}
 		}
 	}
 	if id, ok := cNumber(c.Table); ok && id > math.MaxUint32 {

@@ -1,7 +1,9 @@
 package confparse
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -13,105 +15,173 @@ func Parse(path string, data []byte) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.dnsGlob != nil {
-		return nil, c.dnsGlob
-	}
-	if err := c.parseWG(); err != nil {
-		return nil, err
-	}
-	if err := c.checkIP(); err != nil {
-		return nil, err
-	}
-	if err := c.checkStrategy(); err != nil {
+	if err := c.parseRest(); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// ParseAll is Parse that goes on past errors: it gives all of them, by line, and
+// the Config without what is wrong. That one is for looking over, not for use: a
+// header that is no section's counts as the one that it resembles.
+func ParseAll(path string, data []byte) (*Config, []*Error, error) {
+	c := &Config{Path: path, Lines: readLines(data), goOn: true}
+	err := c.parseQuick()
+	if err == nil {
+		err = c.parseRest()
+	}
+	slices.SortStableFunc(c.refused, func(a, b *Error) int { return a.Line - b.Line })
+	return c, c.refused, err
+}
+
+// refuse is where an error of the file ends the parsing, or, in ParseAll, is kept.
+func (c *Config) refuse(err error) error {
+	if e := (*Error)(nil); c.goOn && errors.As(err, &e) {
+		c.refused = append(c.refused, e)
+		return nil
+	}
+	return err
+}
+
+// parseRest is all of Parse that ParseLines leaves out.
+func (c *Config) parseRest() error {
+	for _, e := range c.dnsGlobs {
+		if err := c.refuse(e); err != nil {
+			return err
+		}
+	}
+	for _, part := range []func() error{c.parseWG, c.checkIP, c.checkStrategy} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Setting is one line of a file that sets something, or begins a section.
+type Setting struct {
+	Section string // the header before it, in brackets and lower case; "" before the first
+	Key     string // in lower case, an alias by its main name; of a header all of it
+	Value   string // without comment, and of wg's keys without white space
+	Line    int    // from 1
+}
+
+// Settings lists a file's lines as they are written, whether they are right or not.
+func (c *Config) Settings() []Setting {
+	var list []Setting
+	section := ""
+	for i, l := range c.Lines {
+		if s, ok := ownComment(l.Text); ok {
+			list = append(list, Setting{section, ownKeys[s.key], s.value, i + 1})
+			continue
+		}
+		s := splitLine(l.Text)
+		switch {
+		case !l.WGLine && ownKeys[s.key] != "":
+			s.key = ownKeys[s.key]
+		case !l.WGLine && strings.HasPrefix(s.key, "p"): // a hook
+			s.value = s.whole
+		case l.WGLine:
+			text := clean(l.Text)
+			if text == "" {
+				continue
+			}
+			var found bool
+			if s.key, s.value, found = strings.Cut(text, "="); !found && text[0] == '[' {
+				section = asciiLower(text)
+			}
+			s.key = asciiLower(s.key)
+		}
+		list = append(list, Setting{section, s.key, s.value, i + 1})
+	}
+	return list
 }
 
 // ParseLines reads wg-quick's own keys and no more, as `strip` and `down` need
 // it: Device stays empty and no value but SaveConfig's is checked.
 func ParseLines(path string, data []byte) (*Config, error) {
 	c := &Config{Path: path, Lines: readLines(data)}
+	if err := c.parseQuick(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Config) parseQuick() error {
 	text, err := c.quickText()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	entries, err := load(text, len(c.Lines))
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return fmt.Errorf("read %s: %w", c.Path, err)
 	}
 	for _, e := range entries {
-		switch e.key {
-		case "address":
-			for _, word := range words(e.value) {
-				a := Address{Text: word, Line: e.line}
-				a.Prefix, _ = parseAddress(word)
-				c.Addresses = append(c.Addresses, a)
-			}
-		case "dns":
-			for _, word := range words(e.value) {
-				if strings.Contains(word, ":") || strings.Trim(word, "0123456789.") == "" {
-					c.DNS = append(c.DNS, word)
-				} else {
-					c.DNSSearch = append(c.DNSSearch, word)
-				}
-				if globs(word) && c.dnsGlob == nil {
-					c.dnsGlob = c.errorf(e.line, KindQuick, "DNS is a file name pattern: `%s'", redact(word))
-				}
-			}
-		case "mtu":
-			c.MTUText, c.mtuLine = e.value, e.line
-			c.MTU, _ = parseMTU(e.value)
-		case "table":
-			c.Table, c.tableLine = e.value, e.line
-		case "preup":
-			c.PreUp = append(c.PreUp, e.value)
-		case "postup":
-			c.PostUp = append(c.PostUp, e.value)
-		case "predown":
-			c.PreDown = append(c.PreDown, e.value)
-		case "postdown":
-			c.PostDown = append(c.PostDown, e.value)
-		case "saveconfig":
-			if c.SaveConfig, err = c.boolean(e); err != nil {
-				return nil, err
-			}
-		case "namespace":
-			if c.Namespace, err = c.namespace(e); err != nil {
-				return nil, err
-			}
-		case "birthnamespace":
-			if c.BirthNamespace, err = c.namespace(e); err != nil {
-				return nil, err
-			}
-		case "hooknamespace":
-			c.HookNamespace = asciiLower(e.value)
-			switch c.HookNamespace {
-			case HookInterface, HookBirth, HookCaller:
-			default:
-				return nil, c.errorf(e.line, KindQuick, "HookNamespace is `interface', `birth' or `caller', not `%s'", redact(e.value))
-			}
-		case "managenamespace":
-			manage, err := c.boolean(e)
-			if err != nil {
-				return nil, err
-			}
-			c.ForeignNamespaces = !manage
-		case "routingstrategy":
-			if err := c.setStrategy(e); err != nil {
-				return nil, err
-			}
-		case "rulepriority":
-			if err := c.setPriority(e); err != nil {
-				return nil, err
-			}
-		case "killswitch":
-			if c.KillSwitch, err = c.boolean(e); err != nil {
-				return nil, err
-			}
+		if err := c.refuse(c.set(e)); err != nil {
+			return err
 		}
 	}
-	return c, nil
+	return nil
+}
+
+// set reads one of wg-quick's keys or this program's.
+func (c *Config) set(e entry) (err error) {
+	switch e.key {
+	case "address":
+		for _, word := range words(e.value) {
+			a := Address{Text: word, Line: e.line}
+			a.Prefix, _ = parseAddress(word)
+			c.Addresses = append(c.Addresses, a)
+		}
+	case "dns":
+		for _, word := range words(e.value) {
+			if strings.Contains(word, ":") || strings.Trim(word, "0123456789.") == "" {
+				c.DNS = append(c.DNS, word)
+			} else {
+				c.DNSSearch = append(c.DNSSearch, word)
+			}
+			if globs(word) {
+				c.dnsGlobs = append(c.dnsGlobs, c.errorf(e.line, KindQuick, "DNS is a file name pattern: `%s'", redact(word)))
+			}
+		}
+	case "mtu":
+		c.MTUText, c.mtuLine = e.value, e.line
+		c.MTU, _ = parseMTU(e.value)
+	case "table":
+		c.Table, c.tableLine = e.value, e.line
+	case "preup":
+		c.PreUp = append(c.PreUp, e.value)
+	case "postup":
+		c.PostUp = append(c.PostUp, e.value)
+	case "predown":
+		c.PreDown = append(c.PreDown, e.value)
+	case "postdown":
+		c.PostDown = append(c.PostDown, e.value)
+	case "saveconfig":
+		c.SaveConfig, err = c.boolean(e)
+	case "namespace":
+		c.Namespace, err = c.namespace(e)
+	case "birthnamespace":
+		c.BirthNamespace, err = c.namespace(e)
+	case "hooknamespace":
+		c.HookNamespace = asciiLower(e.value)
+		switch c.HookNamespace {
+		case HookInterface, HookBirth, HookCaller:
+		default:
+			err = c.errorf(e.line, KindQuick, "HookNamespace is `interface', `birth' or `caller', not `%s'", redact(e.value))
+		}
+	case "managenamespace":
+		var manage bool
+		manage, err = c.boolean(e)
+		c.ForeignNamespaces = !manage && err == nil
+	case "routingstrategy":
+		err = c.setStrategy(e)
+	case "rulepriority":
+		err = c.setPriority(e)
+	case "killswitch":
+		c.KillSwitch, err = c.boolean(e)
+	}
+	return err
 }
 
 func (c *Config) boolean(e entry) (bool, error) {

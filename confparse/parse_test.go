@@ -230,6 +230,9 @@ func TestDevice(t *testing.T) {
 			for i := range c.Device.Peers {
 				c.Device.Peers[i].Line = 0
 				c.Device.Peers[i].hasPublicKey = false
+				for j := range c.Device.Peers[i].AllowedIPs {
+					c.Device.Peers[i].AllowedIPs[j].Line = 0
+				}
 			}
 			if !reflect.DeepEqual(c.Device, tt.want) {
 				t.Errorf("got  %+v\nwant %+v", c.Device, tt.want)
@@ -242,7 +245,7 @@ func allowed(list ...string) []AllowedIP {
 	var out []AllowedIP
 	for _, s := range list {
 		text, remove := strings.CutPrefix(s, "-")
-		out = append(out, AllowedIP{netip.MustParsePrefix(text), remove})
+		out = append(out, AllowedIP{Prefix: netip.MustParsePrefix(text), Remove: remove})
 	}
 	return out
 }
@@ -252,7 +255,7 @@ func TestWarnings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"Warning: AllowedIP has nonzero host part: 10.1.2.3/08", "Warning: AllowedIP has nonzero host part: fd00::1/64"}
+	want := []Warning{{3, "Warning: AllowedIP has nonzero host part: 10.1.2.3/08"}, {3, "Warning: AllowedIP has nonzero host part: fd00::1/64"}}
 	if !reflect.DeepEqual(c.Warnings, want) {
 		t.Errorf("got %q, want %q", c.Warnings, want)
 	}

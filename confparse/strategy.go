@@ -64,9 +64,16 @@ func (c *Config) setPriority(e entry) error {
 // checkStrategy refuses keys that exclude each other.
 func (c *Config) checkStrategy() error {
 	s := c.Strategy()
+	if c.RulePriority != [2]uint32{} && s != StrategyRules {
+		if err := c.refuse(c.errorf(c.priorityLine, KindQuick, "RulePriority is for `RoutingStrategy = rules' only")); err != nil {
+			return err
+		}
+	}
+	return c.refuse(c.checkTable(s))
+}
+
+func (c *Config) checkTable(s string) error {
 	switch {
-	case c.RulePriority != [2]uint32{} && s != StrategyRules:
-		return c.errorf(c.priorityLine, KindQuick, "RulePriority is for `RoutingStrategy = rules' only")
 	case s == StrategyAuto || c.Table == "" || c.Table == "auto":
 		return nil
 	case c.Table == "off":

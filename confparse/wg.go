@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -12,7 +11,7 @@ import (
 // parseWG reads wg's part into Device, as config.c of wireguard-tools does for
 // `wg addconf`.
 func (c *Config) parseWG() error {
-	entries, err := load(wgText(c.Lines), len(c.Lines))
+	entries, err := load(c.wgText(), len(c.Lines))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", c.Path, err)
 	}
@@ -42,20 +41,31 @@ func (c *Config) parseWG() error {
 		case "peer.presharedkey":
 			c.lastPeer().PresharedKey, err = parseKey(value)
 		case "peer.allowedips":
-			err = c.allowedIPs(value)
+			if err := c.allowedIPs(value, e.line); err != nil {
+				return err
+			}
 		case "peer.endpoint":
 			c.lastPeer().Endpoint, err = parseEndpoint(value, e.line)
 		case "peer.persistentkeepalive":
 			c.lastPeer().Keepalive, err = parseKeepalive(value)
 		default:
 			err = fmt.Errorf("Line unrecognized: `%s'", redact(e.value))
+			if c.goOn && e.value[0] == '[' && resembles(e.value) == "peer" {
+				d.Peers = append(d.Peers, Peer{ReplaceAllowedIPs: true, Line: e.line})
+			}
 		}
 		if err != nil {
-			return c.errorf(e.line, KindWG, "%v", err)
+			if err := c.refuse(c.errorf(e.line, KindWG, "%v", err)); err != nil {
+				return err
+			}
 		}
 	}
-	if i := slices.IndexFunc(d.Peers, func(p Peer) bool { return !p.hasPublicKey }); i >= 0 {
-		return c.errorf(d.Peers[i].Line, KindWG, "A peer is missing a public key")
+	for _, p := range d.Peers {
+		if !p.hasPublicKey {
+			if err := c.refuse(c.errorf(p.Line, KindWG, "A peer is missing a public key")); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -86,9 +96,10 @@ func parseKey(s string) (*Key, error) {
 }
 
 func (p *Peer) publicKey(s string) error {
+	p.hasPublicKey = true
 	k, err := parseKey(s)
 	if err == nil {
-		p.PublicKey, p.hasPublicKey = *k, true
+		p.PublicKey = *k
 	}
 	return err
 }
@@ -125,39 +136,50 @@ func parseKeepalive(s string) (*uint16, error) {
 
 // allowedIPs adds the entries of one AllowedIPs=. Each such line makes the list
 // replace the device's; an entry with a sign makes it a change of it.
-func (c *Config) allowedIPs(value string) error {
+func (c *Config) allowedIPs(value string, line int) error {
 	p := c.lastPeer()
 	p.ReplaceAllowedIPs = true
 	if value == "" {
 		return nil
 	}
 	for text := range strings.SplitSeq(value, ",") {
-		var a AllowedIP
+		a := AllowedIP{Line: line}
 		if text != "" && (text[0] == '+' || text[0] == '-') {
 			p.ReplaceAllowedIPs = false
 			a.Remove = text[0] == '-'
 			text = text[1:]
 		}
-		ip, mask, found := strings.Cut(text, "/")
-		addr, err := netip.ParseAddr(ip)
-		if err != nil || addr.Zone() != "" {
-			return fmt.Errorf("Unable to parse IP address: `%s'", redact(ip))
-		}
-		n := addr.BitLen()
-		if found {
-			m, err := strconv.ParseUint(mask, 10, 64)
-			if err != nil || m > uint64(n) {
-				return fmt.Errorf("AllowedIP is not in the correct format: `%s'", redact(text))
+		whole, err := parseAllowedIP(text)
+		if err != nil {
+			if err := c.refuse(c.errorf(line, KindWG, "%v", err)); err != nil {
+				return err
 			}
-			n = int(m)
+			continue
 		}
-		a.Prefix = netip.PrefixFrom(addr, n).Masked()
-		if a.Prefix.Addr() != addr {
-			c.Warnings = append(c.Warnings, fmt.Sprintf("Warning: AllowedIP has nonzero host part: %s/%s", ip, mask))
+		a.Prefix = whole.Masked()
+		if a.Prefix != whole {
+			c.Warnings = append(c.Warnings, Warning{line, "Warning: AllowedIP has nonzero host part: " + text})
 		}
 		p.AllowedIPs = append(p.AllowedIPs, a)
 	}
 	return nil
+}
+
+func parseAllowedIP(text string) (netip.Prefix, error) {
+	ip, mask, found := strings.Cut(text, "/")
+	addr, err := netip.ParseAddr(ip)
+	if err != nil || addr.Zone() != "" {
+		return netip.Prefix{}, fmt.Errorf("Unable to parse IP address: `%s'", redact(ip))
+	}
+	n := uint64(addr.BitLen())
+	if found {
+		m, err := strconv.ParseUint(mask, 10, 64)
+		if err != nil || m > n {
+			return netip.Prefix{}, fmt.Errorf("AllowedIP is not in the correct format: `%s'", redact(text))
+		}
+		n = m
+	}
+	return netip.PrefixFrom(addr, int(n)), nil
 }
 
 func parseEndpoint(s string, line int) (*Endpoint, error) {

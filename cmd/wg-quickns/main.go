@@ -104,6 +104,8 @@ func (a app) run() int {
 			arg = args[2]
 		}
 		return a.status(a.planCommand(context.Background(), []string{"up", arg}))
+	case len(args) > 1 && args[0] == "check":
+		return a.check(context.Background(), args[1:])
 	case len(args) == 2 && commands[args[0]] != nil:
 		debug.SetGCPercent(gcPercent)
 		ctx, stop := notify(context.Background())

@@ -78,21 +78,30 @@ func goodName(name string) bool {
 	return name[0] != '-' && name != "." && name != ".." && name != "all" && name != "default"
 }
 
+// worldAccessible says whether everybody may read or write a file, as wg-quick tells it.
+func worldAccessible(path string) (bool, error) {
+	file, err := os.Stat(path)
+	if err != nil {
+		return false, fmt.Errorf("look at the config file: %w", err)
+	}
+	dir, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return false, fmt.Errorf("look at the config file's folder: %w", err)
+	}
+	return file.Mode().Perm()&dir.Mode().Perm()&0o007 != 0, nil
+}
+
 // open locates the config file and warns of one that others may read; it parses nothing.
 func (a app) open(arg string) (target, []byte, error) {
 	t, err := a.locate(arg)
 	if err != nil {
 		return t, nil, err
 	}
-	file, err := os.Stat(t.path)
+	open, err := worldAccessible(t.path)
 	if err != nil {
-		return t, nil, fmt.Errorf("look at the config file: %w", err)
+		return t, nil, err
 	}
-	dir, err := os.Stat(filepath.Dir(t.path))
-	if err != nil {
-		return t, nil, fmt.Errorf("look at the config file's folder: %w", err)
-	}
-	if file.Mode().Perm()&dir.Mode().Perm()&0o007 != 0 {
+	if open {
 		fmt.Fprintf(os.Stderr, "Warning: `%s' is world accessible\n", t.path)
 	}
 	data, err := os.ReadFile(t.path)

@@ -411,7 +411,7 @@ func compareWG(w *wgTool, text string, outcomes map[string]int, diff func(string
 		outcomes["wg's part taken by both, ip's refused"]++
 	default:
 		outcomes[bothAccept]++
-		if !slices.Equal(c.Warnings, warnings) {
+		if !slices.EqualFunc(c.Warnings, warnings, func(w confparse.Warning, text string) bool { return w.Text == text }) {
 			diff("warnings %q, reference %q", c.Warnings, warnings)
 		}
 		if got, want := masked(uapi(&c.Device)), masked(set); got != want {
