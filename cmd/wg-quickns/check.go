@@ -27,17 +27,16 @@ const checkUsage = "usage: check [--json] [--resolve] CONFIG_FILE | INTERFACE ..
 // resolvePatience is how long check waits for names.
 const resolvePatience = 20 * time.Second
 
-// checkReport is what `check --json` prints; the manual has its schema.
+// checkReport is what `check --json` prints, see man/check.schema.json.
 type checkReport struct {
-	Version  int             `json:"version"`
 	Findings []check.Finding `json:"findings"`
 	Errors   int             `json:"errors"`
 	Warnings int             `json:"warnings"`
 	Notes    int             `json:"notes"`
 }
 
-// check looks config files over, and gives the exit status. It touches nothing.
-func (a app) check(ctx context.Context, args []string) int {
+// check looks config files over. It touches nothing.
+func (a app) check(ctx context.Context, args []string) error {
 	asJSON, resolve := false, false
 	var paths []string
 	for _, arg := range args {
@@ -47,7 +46,7 @@ func (a app) check(ctx context.Context, args []string) int {
 		case arg == "--resolve":
 			resolve = true
 		case strings.HasPrefix(arg, "-"):
-			return a.status(fmt.Errorf("`%s' is not understood; %s", arg, checkUsage))
+			return fmt.Errorf("`%s' is not understood; %s", arg, checkUsage)
 		default:
 			if isName(arg) {
 				arg = "/etc/wireguard/" + arg + ".conf"
@@ -58,11 +57,11 @@ func (a app) check(ctx context.Context, args []string) int {
 		}
 	}
 	if len(paths) == 0 {
-		return a.status(errors.New("no config; " + checkUsage))
+		return errors.New("no config; " + checkUsage)
 	}
 	report, err := a.checkFiles(ctx, paths, resolve)
 	if err != nil {
-		return a.status(err)
+		return err
 	}
 	if asJSON {
 		e := json.NewEncoder(os.Stdout)
@@ -75,13 +74,13 @@ func (a app) check(ctx context.Context, args []string) int {
 	}
 	switch {
 	case err != nil:
-		return a.status(fmt.Errorf("write the findings: %w", err))
+		return fmt.Errorf("write the findings: %w", err)
 	case report.Errors > 0:
-		return statusFailed
+		return statusError(statusFailed)
 	case report.Warnings > 0:
-		return statusDegraded
+		return statusError(statusDegraded)
 	}
-	return 0
+	return nil
 }
 
 // print writes the findings for people.
@@ -99,7 +98,7 @@ func (r checkReport) print(w io.Writer) error {
 }
 
 func (a app) checkFiles(ctx context.Context, paths []string, resolve bool) (checkReport, error) {
-	report := checkReport{Version: 1, Findings: []check.Finding{}}
+	report := checkReport{Findings: []check.Finding{}}
 	tables, err := kernel.TableNames()
 	if err != nil {
 		return report, err

@@ -27,6 +27,8 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
        %[1]s plan [ up | down ] [ --json ] [ CONFIG_FILE | INTERFACE ]
        %[1]s up --dry-run [ CONFIG_FILE | INTERFACE ]
        %[1]s status [ --json ] [ INTERFACE ]
+       %[1]s check [ --json ] [ --resolve ] [ CONFIG_FILE | INTERFACE ] ...
+       %[1]s [ help | version ]
 
   CONFIG_FILE is a file whose name is the interface's name followed by ` + "`.conf'" + `.
   INTERFACE alone stands for /etc/wireguard/INTERFACE.conf. The file is what
@@ -60,6 +62,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   plan   prints what up or down would do, as commands with their undo and reason,
          and touches nothing; up --dry-run is the same as plan up
   status shows the tunnels of all namespaces, or one, and what is broken
+  check  prints all that is wrong or odd in files, with lines and hints
 
 See wg-quickns(8) and wg-quickns.conf(5) for more, and for examples.
 `
@@ -88,6 +91,9 @@ func (a app) run() int {
 	case len(args) == 1 && (args[0] == "help" || args[0] == "--help" || args[0] == "-h"):
 		fmt.Fprintf(os.Stderr, usage, a.program)
 		return 0
+	case len(args) == 1 && (args[0] == "version" || args[0] == "--version"):
+		fmt.Println(a.program, programVersion())
+		return 0
 	case len(args) == 2 && args[0] == userspace.Command:
 		return a.status(userspace.Serve(args[1]))
 	case len(args) == 1 && args[0] == dns.Command:
@@ -105,7 +111,7 @@ func (a app) run() int {
 		}
 		return a.status(a.planCommand(context.Background(), []string{"up", arg}))
 	case len(args) > 1 && args[0] == "check":
-		return a.check(context.Background(), args[1:])
+		return a.status(a.check(context.Background(), args[1:]))
 	case len(args) == 2 && commands[args[0]] != nil:
 		debug.SetGCPercent(gcPercent)
 		ctx, stop := notify(context.Background())
@@ -185,4 +191,26 @@ func (a app) status(err error) int {
 }
 
 // version is set by the Makefile from git.
-var version = "unknown"
+var version string
+
+// programVersion is the program's version: the Makefile's, else what the go command
+// knows of the module or of the commit that it built.
+func programVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	switch {
+	case version != "":
+		return version
+	case !ok:
+		return "unknown"
+	}
+	text := info.Main.Version
+	if text == "" || text == "(devel)" {
+		text = "unknown"
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				text = s.Value
+			}
+		}
+	}
+	return text
+}

@@ -422,7 +422,11 @@ func (c *checker) saving() {
 		return
 	}
 	for _, p := range c.cfg.Device.Peers {
-		if e := p.Endpoint; e != nil && !e.Addr.IsValid() {
+		e := p.Endpoint
+		if e == nil {
+			continue
+		}
+		if _, err := netip.ParseAddr(e.Host); err != nil && !e.Addr.IsValid() {
 			c.add(e.Line, Warning, "save-name", "leave SaveConfig out, or write the address", "with SaveConfig, down writes the peer's address of that moment in place of this name")
 		}
 	}

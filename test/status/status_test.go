@@ -4,14 +4,13 @@ package status
 
 import (
 	"encoding/json"
-	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
+	"wg-quickns/test/schema"
 )
 
 func TestMain(m *testing.M) { ns.Main(m) }
@@ -34,11 +33,9 @@ func look(t *testing.T, b *bed.Bed, code int, args ...string) []tunnel {
 	if r.Code != code {
 		t.Errorf("exit status %d, want %d:\n%s", r.Code, code, r.Output)
 	}
-	var any any
-	if err := json.Unmarshal([]byte(text), &any); err != nil {
-		t.Fatalf("%v in\n%s", err, text)
+	if err := schema.Validate("../../man/status.schema.json", []byte(text)); err != nil {
+		t.Errorf("%v in\n%s", err, text)
 	}
-	valid(t, "", schema(t), any)
 	var list []tunnel
 	if err := json.Unmarshal([]byte(text), &list); err != nil {
 		t.Fatal(err)
@@ -49,70 +46,6 @@ func look(t *testing.T, b *bed.Bed, code int, args ...string) []tunnel {
 		}
 	}
 	return list
-}
-
-func schema(t *testing.T) map[string]any {
-	t.Helper()
-	data, err := os.ReadFile("../../man/status.schema.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var s map[string]any
-	if err := json.Unmarshal(data, &s); err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-// valid checks a value against the words of JSON Schema that the schema uses.
-func valid(t *testing.T, path string, schema map[string]any, v any) {
-	t.Helper()
-	if enum, ok := schema["enum"].([]any); ok && !slices.Contains(enum, v) {
-		t.Errorf("%s is %v, not one of %v", path, v, enum)
-	}
-	is := func(ok bool) {
-		t.Helper()
-		if !ok {
-			t.Errorf("%s is %v, no %s", path, v, schema["type"])
-		}
-	}
-	switch schema["type"] {
-	case nil:
-	case "array":
-		list, ok := v.([]any)
-		is(ok)
-		for i, item := range list {
-			valid(t, fmt.Sprintf("%s[%d]", path, i), schema["items"].(map[string]any), item)
-		}
-	case "object":
-		object, ok := v.(map[string]any)
-		is(ok)
-		properties := schema["properties"].(map[string]any)
-		for key, item := range object {
-			sub, ok := properties[key].(map[string]any)
-			if !ok {
-				t.Errorf("%s.%s is not in the schema", path, key)
-				continue
-			}
-			valid(t, path+"."+key, sub, item)
-		}
-		for _, key := range schema["required"].([]any) {
-			if _, ok := object[key.(string)]; !ok {
-				t.Errorf("%s.%s is missing", path, key)
-			}
-		}
-	case "string":
-		_, ok := v.(string)
-		is(ok)
-	case "boolean":
-		_, ok := v.(bool)
-		is(ok)
-	case "integer":
-		f, ok := v.(float64)
-		is(ok && f == float64(int64(f)))
-	default:
-		t.Fatalf("%s: the schema has a type %v", path, schema["type"])
-	}
 }
 
 func TestStatus(t *testing.T) {
