@@ -23,6 +23,9 @@ build: ## build/wg-quickns
 install: build ## the program and its manual under $(DESTDIR)$(PREFIX)
 	install -D -m 755 build/wg-quickns $(DESTDIR)$(PREFIX)/bin/wg-quickns
 	for schema in man/*.schema.json; do install -D -m 644 $$schema $(DESTDIR)$(PREFIX)/share/wg-quickns/$${schema##*/} || exit; done
+	for unit in systemd/*.service systemd/*.target; do \
+	  install -D -m 644 $$unit $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/} && \
+	  sed -i 's|/usr/bin/wg-quickns|$(PREFIX)/bin/wg-quickns|' $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/} || exit; done
 	for page in $(wildcard man/*.[1-9]); do install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/} || exit; done
 
 demo: build ## a full tunnel between two namespaces of its own, up and down

@@ -18,6 +18,7 @@ import (
 	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/plan"
 	"wg-quickns/strategies"
+	"wg-quickns/systemd"
 )
 
 const (
@@ -42,19 +43,34 @@ const (
 	fightCount, fightTime, truce = 10, 10 * time.Second, time.Minute
 )
 
+const guardUsage = "usage: guard [--needed | --leave] INTERFACE"
+
 // guard keeps a tunnel's surroundings as `up` made them, until `down` or a signal.
-func (a app) guard(ctx context.Context, arg string) error {
+func (a app) guard(ctx context.Context, args []string) error {
+	needed, leave := len(args) == 2 && args[0] == "--needed", len(args) == 2 && args[0] == "--leave"
+	if len(args) == 0 || len(args) == 2 && !needed && !leave || strings.HasPrefix(args[len(args)-1], "-") {
+		return errors.New(guardUsage)
+	}
 	if err := a.becomeRoot(); err != nil {
 		return err
 	}
-	t, configErr := a.parseOwn(arg)
+	t, configErr := a.parseOwn(args[len(args)-1])
 	if t.name == "" {
 		return configErr
+	}
+	if needed {
+		if configErr != nil {
+			return configErr
+		}
+		if t.cfg.Strategy() == confparse.StrategyAuto && !t.cfg.KillSwitch {
+			return fmt.Errorf("`%s' needs no guard: its strategy is auto, and there is no kill switch", t.name)
+		}
+		return nil
 	}
 	if !outsideHook(ctx, t.name) {
 		return fmt.Errorf("guard was called by a hook of `%s', which would wait for it; end the hook with `&'", t.name)
 	}
-	g := &guard{app: a, target: t, retry: make(map[confparse.Key]retry), fights: make(map[string]fight)}
+	g := &guard{app: a, target: t, leave: leave, retry: make(map[confparse.Key]retry), fights: make(map[string]fight)}
 	if configErr != nil {
 		a.say("%v; its record of `up' is used instead", configErr)
 	}
@@ -64,7 +80,14 @@ func (a app) guard(ctx context.Context, arg string) error {
 		}
 	}
 	defer g.unwatch()
+	defer func() {
+		if g.lock != nil {
+			g.lock.Close()
+		}
+	}()
+	beat := systemd.Watchdog()
 	for {
+		systemd.Alive()
 		wait, done, err := g.round(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -72,16 +95,17 @@ func (a app) guard(ctx context.Context, arg string) error {
 		case err != nil || done:
 			return err
 		}
-		if !g.idle(ctx, wait) {
+		if !g.idle(ctx, wait, beat) {
 			return nil
 		}
 	}
 }
 
 // idle waits until there is something to look at: a change, a peer that roamed, or
-// the end of the time (0: none ends it). It says no when ctx ended it.
-func (g *guard) idle(ctx context.Context, wait time.Duration) bool {
-	var timer, poll <-chan time.Time
+// the end of the time (0: none ends it), with a sign of life each beat. It says no
+// when ctx ended it.
+func (g *guard) idle(ctx context.Context, wait, beat time.Duration) bool {
+	var timer, poll, pulse <-chan time.Time
 	if wait > 0 {
 		timer = time.After(wait)
 	}
@@ -89,6 +113,11 @@ func (g *guard) idle(ctx context.Context, wait time.Duration) bool {
 		ticker := time.NewTicker(roamCheck)
 		defer ticker.Stop()
 		poll = ticker.C
+	}
+	if beat > 0 {
+		ticker := time.NewTicker(beat)
+		defer ticker.Stop()
+		pulse = ticker.C
 	}
 	for {
 		select {
@@ -100,6 +129,8 @@ func (g *guard) idle(ctx context.Context, wait time.Duration) bool {
 			if g.roamed(ctx) {
 				return true
 			}
+		case <-pulse:
+			systemd.Alive()
 		case <-g.changed:
 			time.Sleep(settle)
 			return true
@@ -122,6 +153,8 @@ type guard struct {
 	app
 	target
 	full     *confparse.Config // the whole file, nil where it does not parse
+	leave    bool              // cleaning up is another's
+	lock     *journal.Lock     // says that there is a guard
 	begun    bool
 	watched  strategies.Place
 	space    plan.NS          // where the tunnel is
@@ -182,11 +215,12 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 		return 0, false, err
 	}
 	if !g.begun {
-		if _, err := stateRoot.Guard(s.state); err != nil { // until this process ends
+		if g.lock, err = stateRoot.Guard(s.state); err != nil {
 			return 0, false, fmt.Errorf("`%s' has a guard already: %w", g.name, err)
 		}
 		g.begun = true
 		g.say("guarding `%s'", g.name)
+		systemd.Ready("guarding " + g.name)
 	}
 	link, found, err := g.link(s)
 	if err != nil {
@@ -249,8 +283,13 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 		if !g.vanished {
 			g.vanished = true
 			g.say("`%s' is gone; its kill switch holds until down", g.name)
+			systemd.Status(g.name + " is gone; its kill switch holds until down")
 		}
 		return 0, false, nil
+	}
+	if g.leave {
+		g.say("`%s' is gone", g.name)
+		return 0, true, statusError(statusNotUp)
 	}
 	g.say("`%s' is gone: cleaning up after it", g.name)
 	return 0, true, s.engine.Down(ctx)

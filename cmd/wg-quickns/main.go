@@ -85,7 +85,7 @@ func main() {
 func (a app) run() int {
 	args := a.args[1:]
 	commands := map[string]func(context.Context, string) error{
-		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip, "guard": a.guard,
+		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip,
 	}
 	switch {
 	case len(args) == 1 && (args[0] == "help" || args[0] == "--help" || args[0] == "-h"):
@@ -100,6 +100,10 @@ func (a app) run() int {
 		return a.status(dns.Serve(os.Stdin, os.Stdout))
 	case len(args) > 1 && (args[0] == "exec" || args[0] == "shell"):
 		return a.status(a.exec(context.Background(), args[1:], args[0] == "shell"))
+	case len(args) > 0 && args[0] == "guard":
+		ctx, stop := notify(context.Background())
+		defer stop()
+		return a.status(a.guard(ctx, args[1:]))
 	case len(args) > 0 && args[0] == "status":
 		return a.status(a.statusCommand(context.Background(), args[1:]))
 	case len(args) > 0 && args[0] == "plan":

@@ -32,6 +32,8 @@ const (
 type Lock struct {
 	f   *os.File
 	dir string // the folder to clear away with the lock, if any
+	// once says that the file goes with the lock.
+	once bool
 }
 
 // Global waits for the lock under which table numbers and the like are chosen.
@@ -68,15 +70,26 @@ func (r Root) Guard(name string) (*Lock, error) {
 	if err := r.make(); err != nil {
 		return nil, err
 	}
-	l, err := open(r.guard(name), "")
-	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
+	for {
+		l, err := open(r.guard(name), "")
+		if err != nil {
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+		if err := unix.Flock(int(l.f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			l.f.Close()
+			return nil, fmt.Errorf("lock %s: %w", l.f.Name(), err)
+		}
+		l.once = true
+		mine, err := l.f.Stat()
+		if err != nil {
+			l.f.Close()
+			return nil, err
+		}
+		if there, err := os.Lstat(l.f.Name()); err == nil && os.SameFile(mine, there) {
+			return l, nil
+		}
+		l.f.Close() // its last holder removed it meanwhile
 	}
-	if err := unix.Flock(int(l.f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		l.f.Close()
-		return nil, fmt.Errorf("lock %s: %w", l.f.Name(), err)
-	}
-	return l, nil
 }
 
 // Guarded says whether a name has a guard now.
@@ -103,7 +116,15 @@ func (l *Lock) Close() error {
 			os.Remove(filepath.Join(l.dir, newFile))
 			os.Remove(filepath.Join(l.dir, lockFile))
 			os.Remove(l.dir) // fails, rightly, if the next one is in it already
+			// what a guard that was killed left
+			root, name := Root(filepath.Dir(l.dir)), filepath.Base(l.dir)
+			if g, err := root.Guard(name); err == nil {
+				g.Close()
+			}
 		}
+	}
+	if l.once {
+		os.Remove(l.f.Name())
 	}
 	return l.f.Close()
 }
@@ -118,7 +139,7 @@ func open(path, dir string) (*Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Lock{f, dir}, nil
+	return &Lock{f: f, dir: dir}, nil
 }
 
 // take waits for a lock until ctx ends. flock(2) itself cannot be interrupted

@@ -46,7 +46,9 @@ func TestMain(m *testing.M) {
 const machine = `
 cp "$1" /usr/local/bin/wg-quickns
 install -m 600 "$2"/*.conf /etc/wireguard
-install -m 644 "$2"/*.service /etc/systemd/system
+install -m 644 "$2"/*.service ../../systemd/*.service ../../systemd/*.target /etc/systemd/system
+sed -i 's|/usr/bin/wg-quickns|/usr/local/bin/wg-quickns|' /etc/systemd/system/wg-quickns*
+systemctl daemon-reload
 echo 192.0.2.10 vpn.example.com >>/etc/hosts
 rm -f /etc/resolv.conf && echo nameserver 192.0.2.1 >/etc/resolv.conf
 

@@ -1,0 +1,126 @@
+//go:build systemd
+
+package systemd
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"wg-quickns/test/bed"
+	"wg-quickns/test/ns"
+)
+
+func systemctl(t *testing.T, args ...string) ns.Result {
+	t.Helper()
+	return ns.Try(exec.Command("systemctl", args...))
+}
+
+// active is a unit's state in a word.
+func active(unit string) string {
+	return strings.TrimSpace(ns.Try(exec.Command("systemctl", "is-active", unit)).Stdout)
+}
+
+// unitIs waits for a unit's state.
+func unitIs(t *testing.T, unit, want string) {
+	t.Helper()
+	if !bed.Wait(20*time.Second, func() bool { return active(unit) == want }) {
+		t.Errorf("%s is %s, not %s:\n%s", unit, active(unit), want, ns.Try(exec.Command("systemctl", "status", "--no-pager", "-l", unit)).Stdout)
+	}
+}
+
+// tunnel writes a config of the name unit, of which extra goes into [Interface].
+func tunnel(t *testing.T, extra, endpoint string) {
+	t.Helper()
+	ns.Run(t, "bash", "-c", `umask 077; cat >/etc/wireguard/unit.conf <<END
+[Interface]
+PrivateKey = KEY+OF+EXAMPLE/never+use/client/00000000000=
+Address = 10.9.0.2/24
+$1
+[Peer]
+PublicKey = 6dZQ1a+Nx8xFXS+gWPXbIHsWz5AmfVe5f6wRMVzOuDM=
+AllowedIPs = 0.0.0.0/0
+Endpoint = $2
+END`, "tunnel", extra, endpoint)
+	t.Cleanup(func() { ns.Run(t, "rm", "-f", "/etc/wireguard/unit.conf") })
+}
+
+// TestService: an enabled tunnel's life: start, status, stop, the target, a failure.
+func TestService(t *testing.T) {
+	before := state(t)
+	tunnel(t, "", "192.0.2.1:51820")
+	ns.Run(t, "systemctl", "enable", "--now", "wg-quickns@unit", "wg-quickns.target")
+	unitIs(t, "wg-quickns@unit", "active")
+	unitIs(t, "wg-quickns-guard@unit", "inactive") // it is not needed
+	if out := ns.Run(t, "wg-quickns", "status", "unit"); !strings.Contains(out, "up") {
+		t.Errorf("status: %s", out)
+	}
+	if out := systemctl(t, "status", "--no-pager", "wg-quickns@unit").Stdout; !strings.Contains(out, "WireGuard tunnel unit") || !strings.Contains(out, "[#] ip -4 rule add") {
+		t.Errorf("systemctl status:\n%s", out)
+	}
+	ns.Run(t, "systemctl", "stop", "wg-quickns.target")
+	unitIs(t, "wg-quickns@unit", "inactive")
+	same(t, before, state(t))
+	ns.Run(t, "systemctl", "disable", "wg-quickns@unit", "wg-quickns.target")
+
+	// a hook that fails: nothing is left, and the unit has failed
+	tunnel(t, "PostUp = false", "192.0.2.1:51820")
+	if r := systemctl(t, "start", "wg-quickns@unit"); r.Code == 0 {
+		t.Error("a start that fails succeeds")
+	}
+	unitIs(t, "wg-quickns@unit", "failed")
+	same(t, before, state(t))
+	ns.Run(t, "systemctl", "reset-failed", "wg-quickns@unit")
+}
+
+// TestServiceWaits: a name that has no address yet is waited for, and a stop ends that at once.
+func TestServiceWaits(t *testing.T) {
+	before := state(t)
+	ns.Run(t, "bash", "-c", "cp /etc/hosts /run/hosts; mv /etc/resolv.conf /run/resolv.conf; echo nameserver 127.0.0.9 >/etc/resolv.conf")
+	tunnel(t, "", "no-such-name.example:51820")
+	ns.Run(t, "systemctl", "start", "--no-block", "wg-quickns@unit")
+	if !bed.Wait(20*time.Second, func() bool {
+		return strings.Contains(ns.Run(t, "journalctl", "-u", "wg-quickns@unit", "--no-pager"), "Trying again")
+	}) {
+		t.Errorf("it does not wait:\n%s", ns.Run(t, "journalctl", "-u", "wg-quickns@unit", "--no-pager"))
+	}
+	begin := time.Now()
+	ns.Run(t, "systemctl", "stop", "wg-quickns@unit")
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
+	ns.Run(t, "bash", "-c", "mv /run/resolv.conf /etc/resolv.conf")
+	ns.Try(exec.Command("systemctl", "reset-failed", "wg-quickns@unit"))
+	same(t, before, state(t))
+}
+
+// TestServiceGuard: a config that needs a guard gets one, which is started again when
+// it is killed or hangs; a tunnel whose interface is gone is no active unit.
+func TestServiceGuard(t *testing.T) {
+	before := state(t)
+	tunnel(t, "RoutingStrategy = override", "192.0.2.10:51820")
+	ns.Run(t, "systemctl", "start", "wg-quickns@unit")
+	unitIs(t, "wg-quickns-guard@unit", "active")
+	pid := mainPID(t, "wg-quickns-guard@unit")
+	ns.Run(t, "ip", "route", "del", "0.0.0.0/1", "dev", "unit")
+	halves := func() bool { return strings.Contains(ns.Run(t, "ip", "route"), "0.0.0.0/1 dev unit") }
+	if !bed.Wait(10*time.Second, halves) {
+		t.Error("the guard does not repair")
+	}
+	for _, signal := range []string{"KILL", "STOP"} { // the second is the watchdog's
+		ns.Run(t, "systemctl", "kill", "-s", signal, "wg-quickns-guard@unit")
+		if !bed.Wait(60*time.Second, func() bool {
+			return active("wg-quickns-guard@unit") == "active" && mainPID(t, "wg-quickns-guard@unit") != pid
+		}) {
+			t.Errorf("no new guard after %s", signal)
+		}
+		pid = mainPID(t, "wg-quickns-guard@unit")
+	}
+	if got := active("wg-quickns@unit"); got != "active" {
+		t.Errorf("the tunnel is %s", got)
+	}
+	ns.Run(t, "ip", "link", "del", "unit")
+	unitIs(t, "wg-quickns@unit", "inactive")
+	same(t, before, state(t))
+}
