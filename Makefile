@@ -20,8 +20,11 @@ help: ## this list
 build: ## build/wg-quickns
 	$(GO) build $(BUILDFLAGS) -o build/wg-quickns ./cmd/wg-quickns
 
-install: build ## the program and its manual under $(DESTDIR)$(PREFIX)
+install: build ## the program, its manual and completions under $(DESTDIR)$(PREFIX)
 	install -D -m 755 build/wg-quickns $(DESTDIR)$(PREFIX)/bin/wg-quickns
+	install -D -m 644 cmd/wg-quickns/completion/wg-quickns.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/wg-quickns
+	install -D -m 644 cmd/wg-quickns/completion/wg-quickns.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_wg-quickns
+	install -D -m 644 cmd/wg-quickns/completion/wg-quickns.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/wg-quickns.fish
 	for schema in man/*.schema.json; do install -D -m 644 $$schema $(DESTDIR)$(PREFIX)/share/wg-quickns/$${schema##*/} || exit; done
 	for unit in systemd/*.service systemd/*.target; do \
 	  install -D -m 644 $$unit $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/} && \

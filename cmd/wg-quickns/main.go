@@ -28,6 +28,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
        %[1]s up --dry-run [ CONFIG_FILE | INTERFACE ]
        %[1]s status [ --json ] [ INTERFACE ]
        %[1]s check [ --json ] [ --resolve ] [ CONFIG_FILE | INTERFACE ] ...
+       %[1]s completion [ bash | zsh | fish ]
        %[1]s [ help | version ]
 
   CONFIG_FILE is a file whose name is the interface's name followed by ` + "`.conf'" + `.
@@ -63,6 +64,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
          and touches nothing; up --dry-run is the same as plan up
   status shows the tunnels of all namespaces, or one, and what is broken
   check  prints all that is wrong or odd in files, with lines and hints
+  completion prints the completion of commands, files and interfaces for a shell
 
 See wg-quickns(8) and wg-quickns.conf(5) for more, and for examples.
 `
@@ -116,6 +118,8 @@ func (a app) run() int {
 		return a.status(a.planCommand(context.Background(), []string{"up", arg}))
 	case len(args) > 1 && args[0] == "check":
 		return a.status(a.check(context.Background(), args[1:]))
+	case len(args) > 1 && args[0] == "completion":
+		return a.status(a.completion(args[1:]))
 	case len(args) == 2 && commands[args[0]] != nil:
 		debug.SetGCPercent(gcPercent)
 		ctx, stop := notify(context.Background())

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -76,6 +78,19 @@ func TestInsideHook(t *testing.T) {
 		cmd.Env = append(os.Environ(), "TEST_INSIDE_HOOK=1", envInterface+"=wg0", envPID+"="+strconv.Itoa(pid))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("with the PID %d, want %s: %v %s", pid, want, err, out)
+		}
+	}
+}
+
+// Every command of the usage is completed.
+func TestCompletionKnowsUsage(t *testing.T) {
+	list := regexp.MustCompile(`(?m)^  ([a-z]+) +[a-z]`).FindAllStringSubmatch(usage, -1)
+	if len(list) < 10 {
+		t.Fatalf("only %d commands in the usage", len(list))
+	}
+	for _, m := range list {
+		if !slices.ContainsFunc(commandLine(), func(c command) bool { return c.name == m[1] }) {
+			t.Errorf("%s is not completed", m[1])
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"wg-quickns/confparse"
+	"wg-quickns/internal/check"
 	"wg-quickns/test/ns"
 )
 
@@ -70,6 +71,22 @@ func TestParse(t *testing.T) {
 		}
 		if len(cfg.Addresses) == 0 || len(cfg.Device.Peers) == 0 {
 			t.Errorf("%s: no address or no peer", path)
+		}
+	}
+}
+
+// TestCheck: check finds no error in any example, and no warning but that one which
+// an example is about.
+func TestCheck(t *testing.T) {
+	for _, path := range files(t, true) {
+		_, found, err := check.Config(path, []byte(read(t, path)), map[string]uint32{"main": 254, "default": 253, "local": 255})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range found {
+			if f.Severity != check.Note && !(filepath.Base(path) == "two-halves.conf" && f.ID == "one-family") {
+				t.Errorf("%+v", f)
+			}
 		}
 	}
 }
