@@ -22,6 +22,7 @@ func TestWhoMayLeave(t *testing.T) {
 	w := newWorld(t, "may")
 	asks := func() int { // the gateway asks who has the tunnel's address
 		w.capture.forget()
+		w.Far.Run("ip", "neigh", "flush", "dev", "uplink")
 		w.Far.Run("ip", "route", "add", "10.77.0.2/32", "dev", "uplink")
 		defer w.Far.Run("ip", "route", "del", "10.77.0.2/32", "dev", "uplink")
 		w.Far.Try("ping", "-c1", "-W1", "10.77.0.2")
