@@ -22,6 +22,21 @@ func (w *world) matrix() {
 	w.run("failing down", func() { w.failingDown(down) })
 }
 
+// TestKillSwitch breaks up and down of a full tunnel with a kill switch.
+func TestKillSwitch(t *testing.T) {
+	w := worldOf(t, func(w *world) {
+		w.text = strings.Replace(bed.FullTunnel(0), "DNS = ", "KillSwitch = true\nDNS = ", 1)
+		w.nft = 8 + 5 // two tables more, with three chains
+	})
+	if slow {
+		w.few = 4
+	}
+	up, down := w.steps()
+	w.run("killed", func() { w.killed(up, down) })
+	w.run("failing up", func() { w.failingUp(up) })
+	w.run("failing down", func() { w.failingDown(down) })
+}
+
 // begun is the first step of down that undoes something: the one before is PreDown.
 const begun = 1
 
