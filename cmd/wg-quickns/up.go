@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -18,7 +19,7 @@ import (
 )
 
 // up makes the tunnel that the config describes, or nothing at all.
-func (a app) up(ctx context.Context, arg string) error {
+func (a app) up(ctx context.Context, arg string) (err error) {
 	if err := a.becomeRoot(); err != nil {
 		return err
 	}
@@ -42,10 +43,18 @@ func (a app) up(ctx context.Context, arg string) error {
 		return err
 	}
 	defer s.end()
+	s.engine.Keep = s.keeps(p)
 	cleared, err := s.clear(ctx)
 	if err != nil {
 		return err
 	}
+	staged := false
+	defer func() {
+		if err != nil && !staged && s.log.State() != journal.Empty { // the stages roll back themselves
+			s.engine.Keep = nil
+			err = errors.Join(err, s.engine.Recover(context.WithoutCancel(ctx)))
+		}
+	}()
 	// From here until ours are made nobody else makes or deletes a namespace.
 	s.engine.Held, err = stateRoot.Global(ctx)
 	if err != nil {
@@ -79,10 +88,31 @@ func (a app) up(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.log.Begin(head); err != nil {
+	if err := s.log.Begin(head, s.log.Pending()...); err != nil {
 		return err
 	}
+	staged = true
 	return s.engine.Up(ctx, s.stages(head, retries)...)
+}
+
+// keeps says what an earlier run left that stays while it is cleaned up after: a kill
+// switch where the new tunnel has one too, so that nothing leaves in between. Names of
+// endpoints could not be looked up then; and a namespace that goes takes its own along.
+func (s *session) keeps(p place) func(plan.Step) bool {
+	if !s.cfg.KillSwitch || s.place.Target != p.Target {
+		return nil
+	}
+	for _, peer := range s.cfg.Device.Peers {
+		if peer.Endpoint != nil && !peer.Endpoint.Addr.IsValid() {
+			return nil
+		}
+	}
+	for _, e := range s.log.Pending() {
+		if e.Do.Kind() == plan.KindNetns {
+			return nil
+		}
+	}
+	return shut
 }
 
 // parse reads a whole config, as up needs it.

@@ -59,6 +59,9 @@ type Engine struct {
 	// stage gives it back when it is done, and so does Up when it fails before.
 	Held *journal.Lock
 
+	// Keep says which undo steps Recover leaves to the `up` that follows. Nil: none.
+	Keep func(plan.Step) bool
+
 	recovering bool // Recover runs
 }
 
@@ -70,11 +73,16 @@ const finish = 4 * time.Second
 // keeps what is left, and the next `down` or `up` tries again.
 var ErrLeft = errors.New("not undone yet, try down again")
 
+// kept says whether undo steps are all of those to Keep.
+func (e *Engine) kept(undo []plan.Step) bool {
+	return e.Keep != nil && !slices.ContainsFunc(undo, func(s plan.Step) bool { return !e.Keep(s) })
+}
+
 // Up does the stages in order; the journal was just begun. If anything fails or
 // ctx ends it undoes everything in wg-quick's rollback order. The error holds the
 // first cause first: a *plan.StepError, the cause of ctx, or what a stage returned.
 func (e *Engine) Up(ctx context.Context, stages ...Stage) error {
-	if e.Journal.State() != journal.Half || len(e.Journal.Pending()) > 0 {
+	if e.Journal.State() != journal.Half || slices.ContainsFunc(e.Journal.Pending(), func(p journal.Entry) bool { return !e.kept(p.Undo) }) {
 		return errors.New("up: the journal is not a new one")
 	}
 	lock := &global{root: e.Root, lock: e.Held}
@@ -274,10 +282,15 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 	}
 	var errs []error
 	var left []string
+	keep := false
 	inside := false // something is left that may be in a namespace: it stays for that, and for After
 	for _, next := range plan.UndoOrder(actions, rollback) {
 		entry := entries[next.Action]
 		u := undoing{entry, entry.N[next.Undo], next.Step}
+		if e.recovering && e.kept([]plan.Step{u.step}) {
+			keep = true
+			continue
+		}
 		made := u.step.Kind() == plan.KindNetns
 		if made && !inside {
 			errs = append(errs, e.after(ctx)) // while there is a namespace to run it in
@@ -293,6 +306,9 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 		}
 		left = append(left, first(u.NS, u.step))
 		inside = inside || !made
+	}
+	if len(left) == 0 && keep {
+		return errors.Join(append(errs, e.after(ctx))...)
 	}
 	if len(left) == 0 {
 		return errors.Join(append(errs, e.after(ctx), e.Journal.Remove())...)

@@ -281,16 +281,37 @@ func (j *Journal) apply(r *record, do plan.Step, undo []plan.Step) {
 	}
 }
 
-// Begin starts the journal anew, in one instant. It refuses to forget what an
-// earlier one of the same boot still has to undo.
-func (j *Journal) Begin(b Begin) error {
-	if j.begin != nil && j.begin.Boot == b.Boot && j.remains() {
+// Begin starts the journal anew, in one instant, with the entries that are kept of
+// the last one. It refuses to forget what else an earlier one of the same boot still
+// has to undo.
+func (j *Journal) Begin(b Begin, kept ...Entry) error {
+	remain := 0
+	for _, e := range kept {
+		remain -= len(e.Undo)
+	}
+	for _, e := range j.Pending() {
+		remain += len(e.Undo)
+	}
+	if j.begin != nil && j.begin.Boot == b.Boot && remain > 0 {
 		return fmt.Errorf("begin journal of %s: the last one is not undone yet", j.name)
 	}
 	b = hide(b)
 	data, err := line(&record{Op: opBegin, Begin: &b})
 	if err != nil {
 		return err
+	}
+	var entries []*entry
+	for i, e := range kept {
+		r, err := intend(i+1, plan.Action{NS: e.NS, Do: e.Do, Undo: e.Undo})
+		if err != nil {
+			return err
+		}
+		text, err := line(&r)
+		if err != nil {
+			return err
+		}
+		data = append(data, text...)
+		entries = append(entries, &entry{ns: e.NS, do: e.Do, undo: e.Undo, undone: make([]bool, len(e.Undo))})
 	}
 	if err := j.root.makeDir(j.name); err != nil {
 		return fmt.Errorf("begin journal: %w", err)
@@ -299,7 +320,7 @@ func (j *Journal) Begin(b Begin) error {
 	if err != nil {
 		return fmt.Errorf("begin journal: %w", err)
 	}
-	*j = Journal{root: j.root, name: j.name, f: f, size: int64(len(data)), begin: &b}
+	*j = Journal{root: j.root, name: j.name, f: f, size: int64(len(data)), begin: &b, entries: entries}
 	return nil
 }
 
@@ -546,17 +567,6 @@ func line(r *record) ([]byte, error) {
 		data = append(append(data, `,"undo":`...), r.Undo...)
 	}
 	return append(data, "}\n"...), nil
-}
-
-func (j *Journal) remains() bool {
-	for _, e := range j.entries {
-		for _, undone := range e.undone {
-			if !undone {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // DownBegun says that `down` has begun and not finished.

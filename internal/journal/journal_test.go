@@ -543,3 +543,43 @@ func BenchmarkOpen(b *testing.B) {
 		})
 	}
 }
+
+// TestBeginKeeps: what a new journal keeps of the last one is in it from its first
+// instant; anything else that remains is not forgotten.
+func TestBeginKeeps(t *testing.T) {
+	r := root(t)
+	j := begun(t, r, "wg0")
+	for _, a := range []plan.Action{link("wg0"), rule(5)} {
+		id, err := j.Intend(a)
+		must(t, err)
+		must(t, j.Done(id, plan.Outcome{}))
+	}
+	next := Begin{Version: "2", Boot: "boot", Interface: "wg0"}
+	kept := j.Pending()[1:]
+	if err := j.Begin(next, kept...); err == nil {
+		t.Error("the link is forgotten")
+	}
+	must(t, j.Undone(1, 0))
+	must(t, j.Begin(next, kept...))
+	for _, is := range []*Journal{j, reopen(t, r, "wg0")} {
+		got := is.Pending()
+		if len(got) != 1 || got[0].ID != 1 || !reflect.DeepEqual(got[0].Undo, kept[0].Undo) || got[0].NS != kept[0].NS {
+			t.Errorf("kept %+v, want %+v", got, kept)
+		}
+		if h, _ := is.Header(); h.Version != "2" || is.State() != Half {
+			t.Errorf("the header is %+v, the state %v", h, is.State())
+		}
+	}
+	id, err := j.Intend(link("wg0"))
+	must(t, err)
+	if must(t, j.Undone(1, 0)); id != 2 || len(reopen(t, r, "wg0").Pending()) != 2 {
+		t.Errorf("the next step is %d, pending %+v", id, j.Pending())
+	}
+}
+
+func reopen(t testing.TB, r Root, name string) *Journal {
+	t.Helper()
+	j, err := r.Open(name)
+	must(t, err)
+	return j
+}

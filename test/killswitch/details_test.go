@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -186,5 +187,84 @@ func TestElsewhere(t *testing.T) {
 	w.run("down", "wg0")
 	if err := sends(51820); err != nil {
 		t.Errorf("after down: %v", err)
+	}
+}
+
+// TestUpAgain: what an earlier run left is cleaned up by the next up, and nothing
+// leaves meanwhile; nor after one that fails, until it has undone all else.
+func TestUpAgain(t *testing.T) {
+	w := newWorld(t, "again")
+	w.config("KillSwitch = true", fullTunnel)
+	p := startProbes(t, w.NS, w.container)
+	defer p.end()
+	w.control(p)
+	steps := len(w.Steps(t, "up", "wg0"))
+	w.down()
+	for _, c := range []struct {
+		name string
+		left func() time.Time // leaves half a tunnel, and says from when on nothing may leave
+	}{
+		{"interface deleted", func() time.Time { start := w.up(); w.NS.Run("ip", "link", "del", "wg0"); return start }},
+		{"up killed", func() time.Time {
+			if r := w.Fault(fmt.Sprintf("kill-before:%d", steps), "up", "wg0"); r.Code != 128+9 {
+				t.Fatalf("up, killed: %v", r)
+			}
+			return time.Now()
+		}},
+		{"down killed", func() time.Time {
+			start := w.up()
+			if r := w.Fault("kill-after:3", "down", "wg0"); r.Code != 128+9 {
+				t.Fatalf("down, killed: %v", r)
+			}
+			return start
+		}},
+	} {
+		start := c.left()
+		lines := w.run("up", "wg0")
+		w.works()
+		time.Sleep(hold)
+		if n, kinds := w.capture.between(start, time.Now()); n > 0 {
+			t.Errorf("%s, then up: %d packets leaked: %v\n%q", c.name, n, kinds, lines)
+		}
+		w.down()
+		if out := w.NS.Run("nft", "list", "tables"); strings.Contains(out, "wg-quick-wg0") || strings.Contains(out, "wg-quickns") {
+			t.Errorf("%s, then up, then down: left %s", c.name, out)
+		}
+		w.control(p)
+	}
+	// An up that fails leaves nothing, the kill switch of before neither.
+	w.up()
+	w.NS.Run("ip", "link", "del", "wg0")
+	w.config("KillSwitch = true\nPreUp = exit 7", fullTunnel)
+	if r := w.Up("wg0"); r.Code != 7 {
+		t.Errorf("up with a PreUp that fails: %v", r)
+	}
+	w.control(p)
+}
+
+// TestTwoDefaults: two tunnels that each replace the default routes share those that
+// lead nowhere; the last to go takes them.
+func TestTwoDefaults(t *testing.T) {
+	w := newWorld(t, "both")
+	const conf = "KillSwitch = true\nRoutingStrategy = replace"
+	w.config(conf, fullTunnel)
+	text, err := os.ReadFile("/etc/wireguard/wg0.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Config(t, "wg1", strings.NewReplacer("10.77.0.2", "10.78.0.2", "fd77::2", "fd78::2").Replace(string(text)))
+	routes := func() string {
+		return w.NS.Run("bash", "-ec", "ip -4 route; ip -6 route; ip rule; ip -6 rule; nft list ruleset")
+	}
+	before := routes()
+	w.run("up", "wg0")
+	w.run("up", "wg1")
+	w.run("down", "wg1")
+	if n := strings.Count(routes(), "unreachable default"); n != 2 {
+		t.Errorf("after down of the second: %d unreachable defaults\n%s", n, routes())
+	}
+	w.run("down", "wg0")
+	if after := routes(); after != before {
+		t.Errorf("not as before:\n%s\nbefore:\n%s", after, before)
 	}
 }
