@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wg-quickns/test/ns"
+	"wg-quickns/test/programs"
 )
 
 func TestMain(m *testing.M) { ns.Main(m) }
@@ -31,22 +32,6 @@ var shells = []struct {
 	{"zsh", "PS1=READY; autoload -U compinit; compinit -D -u; . <(wg-quickns completion zsh)", []string{"zsh", "-f", "-i"}},
 	{"zsh with a file in fpath", "PS1=READY; fpath=(~/fpath $fpath); autoload -U compinit; compinit -D -u", []string{"zsh", "-f", "-i"}},
 	{"fish", "function fish_prompt; echo READY; end; wg-quickns completion fish | source", []string{"fish", "-i"}},
-}
-
-func program(t *testing.T) string {
-	t.Helper()
-	path := os.Getenv("WG_QUICKNS")
-	if path == "" {
-		path = "../../build/wg-quickns"
-	}
-	path, err := filepath.Abs(path)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		t.Fatalf("the program is not built: %v", err)
-	}
-	return path
 }
 
 func must(t *testing.T, err error) {
@@ -64,7 +49,8 @@ func world(t *testing.T) (dir string) {
 	for _, path := range []string{filepath.Dir(dir), dir} {
 		must(t, os.Chmod(path, 0o755))
 	}
-	path := program(t)
+	path, err := programs.Quickns()
+	must(t, err)
 	text, err := os.ReadFile(path)
 	must(t, err)
 	for _, sub := range []string{"/bin", "/here", "/here/folder", "/home", "/home/fpath"} {
@@ -230,8 +216,10 @@ func TestTabOfUser(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
+	path, err := programs.Quickns()
+	must(t, err)
 	for _, arg := range []string{"version", "--version"} {
-		c := exec.Command(program(t), arg)
+		c := exec.Command(path, arg)
 		c.Stderr = os.Stderr
 		out, err := c.Output()
 		if err != nil || !strings.HasPrefix(string(out), "wg-quickns ") || len(strings.Fields(string(out))) != 2 {

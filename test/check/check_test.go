@@ -1,0 +1,179 @@
+// Package check tests `check` as it is called, and that up does what check says.
+package check
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"wg-quickns/internal/check"
+	"wg-quickns/test/bed"
+	"wg-quickns/test/ns"
+	"wg-quickns/test/schema"
+)
+
+func TestMain(m *testing.M) { ns.Main(m) }
+
+const (
+	head = "[Interface]\nPrivateKey = KEY+OF+EXAMPLE/never+use/client/00000000000=\n"
+	tail = "[Peer]\nPublicKey = iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=\nEndpoint = 192.0.2.1:51820\nPersistentKeepalive = 25\n"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// found runs `check --json`.
+func found(t *testing.T, b *bed.Bed, args ...string) (ids map[string]check.Severity, code int) {
+	t.Helper()
+	c := exec.Command(b.Program, append([]string{"check", "--json"}, args...)...)
+	var out, messages bytes.Buffer
+	c.Stdout, c.Stderr = &out, &messages
+	if err := b.NS.Do(c.Run); err != nil && c.ProcessState == nil {
+		t.Fatal(err)
+	}
+	must(t, schema.Validate("../../man/check.schema.json", out.Bytes()))
+	if messages.Len() > 0 {
+		t.Errorf("beside its JSON: %s", &messages)
+	}
+	var report struct{ Findings []check.Finding }
+	must(t, json.Unmarshal(out.Bytes(), &report))
+	ids = make(map[string]check.Severity)
+	for _, f := range report.Findings {
+		ids[f.ID] = f.Severity
+	}
+	return ids, c.ProcessState.ExitCode()
+}
+
+// TestUpAgrees: what is an error to check makes up fail, in the same file, and
+// what is a warning or a note does not.
+func TestUpAgrees(t *testing.T) {
+	b := bed.New(t, "bed")
+	for id, test := range map[string]struct {
+		text     string
+		severity check.Severity
+	}{
+		"address-twice": {head + "Address = 10.8.0.2/24, fd08::2/64, fd08::2/128\n" + tail + "AllowedIPs = 10.8.0.0/24", check.Error},
+		"mtu-ipv6":      {head + "Address = 10.8.0.2/24\nMTU = 1200\n" + tail + "AllowedIPs = fd08::/64", check.Error},
+		"dns-namespace": {head + "Address = 10.8.0.2/24\nNamespace = /tmp/box\nDNS = 10.8.0.1\n" + tail + "AllowedIPs = 10.8.0.0/24", check.Error},
+		"service":       {head + "Address = 10.8.0.2/24\nListenPort = nosuch\n" + tail + "AllowedIPs = 10.8.0.0/24", check.Error},
+		"syntax":        {head + "Address = 10.8.0.2/24\nTable = nosuch\n" + tail + "AllowedIPs = 10.8.0.0/24", check.Error},
+		"table-main":    {head + "Address = 10.8.0.2/24\nTable = main\n" + tail + "AllowedIPs = ::/1, 8000::/1", check.Warning},
+		"peer-self":     {head + "Address = 10.8.0.2/24\n" + tail + "AllowedIPs = 10.8.0.0/24\n[Peer]\nPublicKey = OOIZpO5Vqc73QSN0czga5ePrK+RCs1AfTpZe5sk2bEg=\nAllowedIPs = 10.9.0.0/24", check.Warning},
+		"peer-twice":    {head + "Address = 10.8.0.2/24\n" + tail + "AllowedIPs = 10.8.0.0/24\n" + tail + "AllowedIPs = 10.9.0.0/24", check.Warning},
+		"allowedips-twice": {head + "Address = 10.8.0.2/24\n" + tail + "AllowedIPs = 10.9.0.0/24\n" + strings.Replace(tail, "iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=", "xluH3MeWM8wGELIsftd/TwGE6CRWHWWt5oj+Ga7/unc=", 1) +
+			"AllowedIPs = 10.9.0.0/24", check.Warning},
+		"address-missing": {head + tail + "AllowedIPs = 10.8.0.0/24", check.Warning},
+		"key-missing":     {"[Interface]\nAddress = 10.8.0.2/24\n" + tail + "AllowedIPs = 10.8.0.0/24", check.Warning},
+		"mtu-large":       {head + "Address = 10.8.0.2/24\nMTU = 9000\n" + tail + "AllowedIPs = 10.8.0.0/24", check.Warning},
+		"strategy-idle":   {head + "Address = 10.8.0.2/24\nRoutingStrategy = override\n" + tail + "AllowedIPs = 10.8.0.0/24", check.Warning},
+		"endpoint-inside": {head + "Address = 10.8.0.2/24\n" + tail + "AllowedIPs = 192.0.0.0/16", check.Note},
+	} {
+		b.Config(t, "wg0", test.text)
+		if id == "dns-namespace" {
+			must(t, os.WriteFile("/tmp/box", nil, 0o600))
+			ns.New(t, "boxed")
+			ns.Run(t, "mount", "--bind", "/run/netns/boxed", "/tmp/box")
+			t.Cleanup(func() { ns.Run(t, "umount", "/tmp/box"); os.Remove("/tmp/box") })
+		}
+		ids, code := found(t, b, "wg0")
+		if want := map[check.Severity]int{check.Error: 1, check.Warning: 4, check.Note: 0}[test.severity]; ids[id] != test.severity || code != want {
+			t.Errorf("%s: check says %v, exit status %d, want %d", id, ids, code, want)
+		}
+		r := b.Up("wg0")
+		if (r.Code != 0) != (test.severity == check.Error) {
+			t.Errorf("%s: check says %s, up: %s", id, test.severity, r)
+		}
+		if r.Code == 0 {
+			if id == "peer-self" || id == "peer-twice" || id == "allowedips-twice" {
+				dump := b.NS.Run("wg", "show", "wg0", "allowed-ips")
+				want := map[string]string{
+					"peer-self":        "iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=\t10.8.0.0/24\n",
+					"peer-twice":       "iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=\t10.9.0.0/24\n",
+					"allowedips-twice": "iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=\t(none)\n",
+				}[id]
+				if !strings.Contains(dump, want) || id != "allowedips-twice" && strings.Count(dump, "\n") != 1 {
+					t.Errorf("%s: the device has\n%s", id, dump)
+				}
+			}
+			if r := b.Down("wg0"); r.Code != 0 {
+				t.Fatal(r)
+			}
+		}
+	}
+}
+
+// TestTogether: what check says of two files keeps the second tunnel from being up.
+func TestTogether(t *testing.T) {
+	b := bed.New(t, "together")
+	b.Config(t, "wg0", head+"Address = 10.8.0.2/24\nListenPort = 51820\n"+tail+"AllowedIPs = 10.20.0.0/16\n")
+	for id, text := range map[string]string{
+		"port-shared":  head + "Address = 10.9.0.2/24\nListenPort = 51820\n" + tail + "AllowedIPs = 10.30.0.0/16\n",
+		"route-shared": head + "Address = 10.9.0.2/24\n" + tail + "AllowedIPs = 10.20.0.0/16\n",
+	} {
+		b.Config(t, "wg1", text)
+		if ids, code := found(t, b, "wg0", "wg1"); ids[id] != check.Warning || code != 4 {
+			t.Errorf("%s: check says %v, exit status %d", id, ids, code)
+		}
+		if r := b.Up("wg0"); r.Code != 0 {
+			t.Fatal(r)
+		}
+		if r := b.Up("wg1"); r.Code == 0 {
+			t.Errorf("%s: both are up", id)
+			b.Down("wg1")
+		}
+		if r := b.Down("wg0"); r.Code != 0 {
+			t.Fatal(r)
+		}
+	}
+}
+
+// TestUser: no root is needed for a file that one may read, and nothing is asked
+// of sudo, which is not there.
+func TestUser(t *testing.T) {
+	b := bed.New(t, "user")
+	const dir = "/run/user-of-check"
+	must(t, os.Mkdir(dir, 0o755))
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	good := head + "Address = 10.8.0.2/24\n" + tail + "AllowedIPs = 10.8.0.0/24\n"
+	for name, mode := range map[string]os.FileMode{"mine.conf": 0o600, "roots.conf": 0o600} {
+		must(t, os.WriteFile(dir+"/"+name, []byte(good), mode))
+	}
+	must(t, os.Chown(dir+"/mine.conf", 65534, 65534))
+	run := func(args ...string) (stdout, stderr string, code int) {
+		var out, messages bytes.Buffer
+		c := exec.Command(b.Program, args...)
+		c.Stdout, c.Stderr, c.Env = &out, &messages, []string{"PATH=/nowhere"}
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if err := c.Run(); err != nil && c.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return out.String(), messages.String(), c.ProcessState.ExitCode()
+	}
+	if out, messages, code := run("check", dir+"/mine.conf"); out != "" || code != 0 || messages != "wg-quickns: errors: 0, warnings: 0, notes: 0\n" {
+		t.Errorf("own file: exit status %d\n%s%s", code, out, messages)
+	}
+	out, _, code := run("check", dir+"/roots.conf", dir+"/mine.conf")
+	if !strings.HasPrefix(out, dir+"/roots.conf: error: ") || !strings.Contains(out, "[file]") || strings.Contains(out, "mine.conf") || code != 1 {
+		t.Errorf("root's file: exit status %d\n%s", code, out)
+	}
+	for _, args := range [][]string{{"check"}, {"check", "--what", dir + "/mine.conf"}, {"check", "--json"}} {
+		if out, messages, code := run(args...); out != "" || code != 1 || !strings.Contains(strings.ToLower(messages), "usage") {
+			t.Errorf("%q: exit status %d\n%s%s", args, code, out, messages)
+		}
+	}
+	// nothing is touched
+	names, err := os.ReadDir(dir)
+	must(t, err)
+	if slices.ContainsFunc(names, func(e os.DirEntry) bool { return e.Name() != "mine.conf" && e.Name() != "roots.conf" }) {
+		t.Errorf("%v", names)
+	}
+}
