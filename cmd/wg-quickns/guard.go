@@ -309,16 +309,20 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		return 0, err
 	}
 	rep = g.peace(s, rep)
-	work := engine.Repair{New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
-	for _, again := range rep.Again {
-		i := slices.IndexFunc(entries, func(e journal.Entry) bool { return e.ID == again.ID })
-		entry := entries[i]
-		entry.Do = again.Do
-		work.Again = append(work.Again, entry)
-	}
+	work := engine.Repair{Again: again(rep, entries), New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
 	err = s.engine.Repair(ctx, work)
 	g.ends = whereabouts(f.Device.Peers)
 	return g.next(s.strategy()), errors.Join(err, s.log.Compact())
+}
+
+// again are the entries of the journal that a repair does again, trimmed.
+func again(rep strategies.Repair, entries []journal.Entry) []journal.Entry {
+	list := make([]journal.Entry, len(rep.Again))
+	for i, a := range rep.Again {
+		list[i] = entries[slices.IndexFunc(entries, func(e journal.Entry) bool { return e.ID == a.ID })]
+		list[i].Do = a.Do
+	}
+	return list
 }
 
 // broken compares a tunnel that is up with its record: what is not as it was made,

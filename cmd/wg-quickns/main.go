@@ -21,7 +21,7 @@ import (
 )
 
 // usage is all the help there is; wg-quick's own part comes first, unchanged in meaning.
-const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFACE ]
+const usage = `Usage: %[1]s [ up | down | save | strip | reload ] [ CONFIG_FILE | INTERFACE ]
        %[1]s exec [ --birth | --namespace NS ] [ --user USER ] INTERFACE -- COMMAND
        %[1]s shell [ --birth | --namespace NS ] [ --user USER ] INTERFACE
        %[1]s plan [ up | down ] [ --json ] [ CONFIG_FILE | INTERFACE ]
@@ -57,6 +57,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   down   undoes exactly what up did, also when the file or the device is gone
   save   writes the device's state to the file
   strip  prints the file without the keys above, for wg(8)
+  reload makes a device that is up what the file says by now; sessions go on
   exec   runs a command in the device's namespace, or in that of its socket when
          the device is in the caller's, as the user who called
   shell  likewise the user's shell
@@ -87,7 +88,7 @@ func main() {
 func (a app) run() int {
 	args := a.args[1:]
 	commands := map[string]func(context.Context, string) error{
-		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip,
+		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip, "reload": a.reload,
 	}
 	switch {
 	case len(args) == 1 && (args[0] == "help" || args[0] == "--help" || args[0] == "-h"):

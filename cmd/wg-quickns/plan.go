@@ -118,6 +118,10 @@ func (s *session) forecastMTU(ctx context.Context) error {
 	if s.place.Elsewhere() {
 		f.DefaultMTU = 0
 	}
+	if s.log.State() == journal.Complete && !s.place.Elsewhere() { // it is up, and the kernel would say its own
+		f.PathMTU, f.DefaultMTU = strategies.PathMTU(f)
+		return nil
+	}
 	if s.place.spaces[s.place.Birth] == "" { // it is yet to be made
 		return nil
 	}

@@ -49,24 +49,27 @@ func (e *Engine) Repair(ctx context.Context, r Repair) error {
 		errs = append(errs, e.Journal.Done(id, out))
 	}
 	again(false)
-	gone := func(ids []int, undo bool) {
-		for _, entry := range e.Journal.Pending() {
-			for i, n := range entry.N {
-				if !slices.Contains(ids, entry.ID) {
-					continue
-				}
-				var err error
-				if undo {
-					_, err = e.undoStep(ctx, lock, undoing{entry, n, entry.Undo[i]})
-				} else {
-					err = e.Journal.Undone(entry.ID, n)
-				}
-				errs = append(errs, err)
+	errs = append(errs, e.retire(ctx, lock, r.Forget, false), e.retire(ctx, lock, r.Retire, true))
+	return errors.Join(errs...)
+}
+
+// retire ends entries of the journal, past errors: by their undo, or as they are.
+func (e *Engine) retire(ctx context.Context, lock *global, ids []int, undo bool) error {
+	var errs []error
+	for _, entry := range e.Journal.Pending() {
+		if !slices.Contains(ids, entry.ID) {
+			continue
+		}
+		for i, n := range entry.N {
+			var err error
+			if undo {
+				_, err = e.undoStep(ctx, lock, undoing{entry, n, entry.Undo[i]})
+			} else {
+				err = e.Journal.Undone(entry.ID, n)
 			}
+			errs = append(errs, err)
 		}
 	}
-	gone(r.Forget, false)
-	gone(r.Retire, true)
 	return errors.Join(errs...)
 }
 

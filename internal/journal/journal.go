@@ -123,6 +123,7 @@ const (
 	opAfter  = "after"
 	opUndone = "undone"
 	opKnown  = "known"
+	opDrop   = "drop"
 )
 
 // Open reads a name's journal; where there is none it is empty. A last line
@@ -238,7 +239,7 @@ func (j *Journal) admit(r *record) error {
 		if r.ID != len(j.entries)+1 {
 			return fmt.Errorf("step %d out of place", r.ID)
 		}
-	case opDone, opFailed, opUndone:
+	case opDone, opFailed, opUndone, opDrop:
 		if r.ID < 1 || r.ID > len(j.entries) || r.N < 0 || r.N > 1<<20 {
 			return fmt.Errorf("record %q of an unknown step %d", r.Op, r.ID)
 		}
@@ -272,6 +273,8 @@ func (j *Journal) apply(r *record, do plan.Step, undo []plan.Step) {
 		j.down = true
 	case opAfter:
 		j.after = true
+	case opDrop:
+		j.entries[r.ID-1].certain = false
 	case opKnown:
 		j.known = r.Known
 	case opUndone:
@@ -479,6 +482,9 @@ func (j *Journal) Down() error { return j.add(&record{Op: opDown}, nil, nil) }
 
 // After records that what `down` runs when its tunnel is gone has run.
 func (j *Journal) After() error { return j.add(&record{Op: opAfter}, nil, nil) }
+
+// Drop records that an entry without undo stands no more: another has its place.
+func (j *Journal) Drop(id int) error { return j.add(&record{Op: opDrop, ID: id}, nil, nil) }
 
 // Know records which of others' routes were there when the tunnel came up.
 func (j *Journal) Know(routes []netip.Prefix) error {

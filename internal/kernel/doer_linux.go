@@ -197,6 +197,9 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 	case plan.Rule:
 		return out, 0, sp.one(ctx, s.Delete, func(m *message) (typ, flags uint16) { return m.putRule(s) })
 	case plan.WG:
+		if err := sp.removePeers(ctx, s.Link, s.Remove); err != nil {
+			return out, 0, err
+		}
 		return out, 0, sp.configure(ctx, s.Link, s.Device)
 	case plan.FwMark:
 		return out, 0, sp.configure(ctx, s.Link, &confparse.Device{FwMark: &s.Mark})

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -106,6 +107,38 @@ func (sp *space) hasFwMark(ctx context.Context, s plan.FwMark) (bool, error) {
 		have = *dev.FwMark
 	}
 	return have == s.Mark, nil
+}
+
+// removePeers takes peers away, many in one request.
+func (sp *space) removePeers(ctx context.Context, name string, keys []confparse.Key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	w, index, err := sp.kernelDevice(ctx, name)
+	if err != nil {
+		return err
+	}
+	if w == nil {
+		var set wgtypes.Config
+		for _, k := range keys {
+			set.Peers = append(set.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(k), Remove: true})
+		}
+		err = sp.wgctrl(func(c *wgctrl.Client) error { return c.ConfigureDevice(servedName(name), set) })
+	} else {
+		var parts [][]peerPart
+		for some := range slices.Chunk(keys, maxRequest/peerSize) {
+			var list []peerPart
+			for _, k := range some {
+				list = append(list, peerPart{Peer: &confparse.Peer{PublicKey: k}, more: true, remove: true})
+			}
+			parts = append(parts, list)
+		}
+		err = w.set(ctx, index, &confparse.Device{}, parts, sp.zoneIndex)
+	}
+	if err != nil {
+		return fmt.Errorf("remove peers: %w", err)
+	}
+	return nil
 }
 
 // configure applies a device's configuration as `wg addconf` does.

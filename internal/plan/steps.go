@@ -242,11 +242,20 @@ func (s Rule) Commands() []string {
 type WG struct {
 	Link   string            `json:"link"`
 	Device *confparse.Device `json:"-"` // holds keys: never encoded
+	// Sync says that Device is the difference to what runs, and Remove the peers to
+	// be taken away, as of `wg syncconf`.
+	Sync   bool            `json:"sync,omitempty"`
+	Remove []confparse.Key `json:"-"`
 }
 
 func (WG) Kind() string { return KindWG }
 
-func (s WG) Commands() []string { return []string{"wg addconf " + s.Link + " /dev/fd/63"} }
+func (s WG) Commands() []string {
+	if s.Sync {
+		return []string{"wg syncconf " + s.Link + " /dev/fd/63"}
+	}
+	return []string{"wg addconf " + s.Link + " /dev/fd/63"}
+}
 
 // FwMark sets the device's fwmark.
 type FwMark struct {

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"wg-quickns/internal/dns"
+	"wg-quickns/internal/engine"
+	"wg-quickns/internal/journal"
+	"wg-quickns/internal/kernel"
+	"wg-quickns/internal/netns"
+	"wg-quickns/internal/plan"
+	"wg-quickns/strategies"
+)
+
+// reload makes a tunnel that is up what its file says by now. Only the difference
+// is done; sessions of peers that stay are kept.
+func (a app) reload(ctx context.Context, arg string) error {
+	if err := a.becomeRoot(); err != nil {
+		return err
+	}
+	t, err := a.parse(arg)
+	if err != nil {
+		return err
+	}
+	p, err := findPlace(ctx, t.path, t.cfg)
+	if err != nil {
+		return err
+	}
+	s, err := a.begin(ctx, t, &p)
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	if s.log.State() != journal.Complete {
+		return fmt.Errorf("`%s' is not up by a record of %s: there is nothing to reload", s.name, s.program)
+	}
+	if err := s.inPlace(p); err != nil {
+		return err
+	}
+	if err := s.resolve(ctx, dns.DefaultRetries); err != nil {
+		return err
+	}
+	running, err := s.kernel.ReadDevice(ctx, s.local(s.place.Target), s.name)
+	if err != nil {
+		return err
+	}
+	change, err := s.change(ctx)
+	if err != nil {
+		return err
+	}
+	device, remove := strategies.Sync(running, &s.cfg.Device)
+	if device.PrivateKey == nil && device.ListenPort == nil && device.FwMark == nil && len(device.Peers)+len(remove) == 0 {
+		if change.Empty() {
+			s.say("`%s' is as its file says", s.name)
+			return nil
+		}
+	} else {
+		wg := strategies.Swap{Do: []plan.Action{{NS: s.place.Target, Do: plan.WG{Link: s.name, Device: &device, Sync: true, Remove: remove}}}}
+		// A route to an endpoint comes before the endpoint, all else after.
+		change.Swaps = append([]strategies.Swap{wg}, change.Swaps...)
+	}
+	work := engine.Change{First: change.First, New: change.New, Retire: change.Retire, Forget: change.Forget}
+	for _, sw := range change.Swaps {
+		work.Swaps = append(work.Swaps, engine.Swap(sw))
+	}
+	if err := s.engine.Change(ctx, work); err != nil {
+		return err
+	}
+	// With an address the kernel takes others of its subnet away, and with the last
+	// one all routes (net/ipv4/devinet.c, __inet_del_ifa).
+	rep, entries, _, err := s.broken(ctx)
+	if err != nil {
+		return err
+	}
+	return s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries)})
+}
+
+// inPlace refuses what only down and up can change.
+func (s *session) inPlace(p place) error {
+	head, _ := s.log.Header()
+	no := func(what string) error {
+		return fmt.Errorf("%s: %s cannot be changed while `%s' is up (hint: down, then up)", s.path, what, s.name)
+	}
+	same := func(a, b plan.NS) bool {
+		x, errX := netns.Identify(string(a))
+		y, errY := netns.Identify(string(b))
+		return errX == nil && errY == nil && x == y
+	}
+	switch {
+	case s.gone(s.place.Target):
+		return errors.New("its network namespace is gone (hint: down)")
+	case !same(p.Target, s.place.Target):
+		return no("Namespace")
+	case !same(p.Birth, s.place.Birth):
+		return no("BirthNamespace")
+	case s.cfg.Strategy() != head.Strategy:
+		return no("RoutingStrategy")
+	}
+	return nil
+}
+
+// change is what the difference between the file and the record asks for.
+func (s *session) change(ctx context.Context) (strategies.Change, error) {
+	var none strategies.Change
+	f, err := s.kernel.Gather(ctx, s.local(s.place.Target), s.name, kernel.Asked{Ways: true})
+	if err != nil {
+		return none, err
+	}
+	entries, err := s.log.Standing()
+	if err != nil {
+		return none, err
+	}
+	standing := make([]strategies.Standing, len(entries))
+	for i, e := range entries {
+		standing[i] = strategies.Standing{ID: e.ID, Action: plan.Action{NS: e.NS, Do: e.Do, Undo: e.Undo}}
+	}
+	if s.cfg.KillSwitch != slices.ContainsFunc(entries, func(e journal.Entry) bool { return shut(e.Do) }) {
+		return none, fmt.Errorf("%s: KillSwitch cannot be changed while `%s' is up (hint: down, then up)", s.path, s.name)
+	}
+	before, mark := strategies.Before(f, standing)
+	s.forecast, s.device = before, &before.Device
+	var wanted []plan.Action
+	for _, stage := range s.stages(journal.Begin{}, 0) {
+		var actions []plan.Action
+		switch stage.Name {
+		case "namespaces", "PostUp":
+			continue
+		case "device":
+			actions = strategies.Create(s.name, s.place.Place)
+		default:
+			if actions, err = stage.Plan(ctx); err != nil {
+				return none, err
+			}
+		}
+		strategies.Forecast(before, actions)
+		if stage.Name == "configuration" && before.Device.FwMark == 0 {
+			before.Device.FwMark = mark // as `up` chose it
+		}
+		wanted = append(wanted, actions...)
+	}
+	return strategies.Reload(wanted, standing), nil
+}

@@ -1,0 +1,227 @@
+// Package reload tests that `reload` leads where `up` of the changed file would
+// have led, that it touches nothing else, and what it refuses.
+package reload
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"wg-quickns/test/bed"
+	"wg-quickns/test/ns"
+	"wg-quickns/test/programs"
+)
+
+func TestMain(m *testing.M) { ns.Main(m) }
+
+// file is a config: keys of [Interface], what the first peer is allowed, and more peers.
+func file(keys, allowed, more string) string {
+	return fmt.Sprintf("[Interface]\nPrivateKey = %s\n%s\n[Peer]\nPublicKey = %s\nAllowedIPs = %s\nEndpoint = 192.0.2.1:51820\n%s",
+		bed.Key("private1"), keys, bed.Key("public1"), allowed, more)
+}
+
+func peer(n int, more string) string {
+	return fmt.Sprintf("[Peer]\nPublicKey = %s\nAllowedIPs = 10.%d.0.0/16\n%s\n", bed.Key(fmt.Sprint("public", n)), n, more)
+}
+
+// wg is the real wg(8).
+func wg(t *testing.T) string {
+	t.Helper()
+	path, err := programs.WG()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// seen is the state, and what WireGuard has without ports that it chose.
+func seen(t *testing.T, b *bed.Bed) string {
+	t.Helper()
+	s, err := b.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dump := b.NS.Run(wg(t), "show", "wg0", "dump")
+	lines := strings.Split(strings.TrimSpace(dump), "\n")
+	slices.Sort(lines[1:])
+	var out strings.Builder
+	index, err := b.Index("wg0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(s.String()) {
+		out.WriteString(strings.Replace(line, fmt.Sprintf(" on %d\n", index), " on wg0\n", 1))
+	}
+	for i, line := range lines {
+		f := strings.Split(line, "\t")
+		if i == 0 {
+			fmt.Fprintln(&out, f[0], f[1], f[3])
+		} else { // no handshakes and bytes
+			fmt.Fprintln(&out, f[0], f[1], f[2], f[3], f[7])
+		}
+	}
+	return out.String()
+}
+
+func TestReload(t *testing.T) {
+	plain := "Address = 10.1.0.2/24, fd00:1::2/64\nListenPort = 7777"
+	full := "0.0.0.0/0, ::/0"
+	steps := []struct{ name, text string }{
+		{"full", file(plain, full, "")},
+		{"more of everything", file("Address = 10.1.0.2/24, fd00:1::2/64, 10.11.0.2/24\nListenPort = 7778\nMTU = 1390\nDNS = 10.1.0.1, example.com", full+", 10.88.0.0/16",
+			peer(7, "PersistentKeepalive = 25\nEndpoint = 198.51.100.9:1")+peer(8, "PresharedKey = "+bed.Key("psk")))},
+		{"a peer changed, one gone", file("Address = 10.1.0.2/24, fd00:1::2/64, 10.11.0.2/24\nListenPort = 7778\nMTU = 1390\nDNS = 10.1.0.3", full, peer(7, "Endpoint = 198.51.100.10:2"))},
+		{"one family", file(plain, "0.0.0.0/0", "")},
+		{"none", file(plain, "10.66.0.0/16", "")},
+		{"again", file(plain, full, "")},
+	}
+	for _, strategy := range []string{"auto", "replace", "override", "rules", "auto\nKillSwitch = true", "auto\nFwMark = 77", "auto\nTable = 99"} {
+		t.Run(strings.ReplaceAll(strategy, "\n", ", "), func(t *testing.T) {
+			b := bed.New(t, "bed")
+			set := func(text string) {
+				b.Config(t, "wg0", strings.Replace(text, "[Interface]\n", "[Interface]\nRoutingStrategy = "+strategy+"\n", 1))
+			}
+			run := func(command string) bed.Result {
+				t.Helper()
+				r := b.Run(nil, b.Program, command, "wg0")
+				if r.Code != 0 {
+					t.Fatalf("%s: %s", command, r)
+				}
+				return r
+			}
+			before, err := b.Take()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// where up leads
+			want := make([]string, len(steps))
+			for i, s := range steps {
+				set(s.text)
+				run("up")
+				want[i] = seen(t, b)
+				run("down")
+			}
+			set(steps[0].text)
+			run("up")
+			for i, s := range steps {
+				set(s.text)
+				r := run("reload")
+				if i == 0 && strings.Contains(r.Output, "[#]") {
+					t.Errorf("nothing changed, yet: %s", r)
+				}
+				if got := seen(t, b); got != want[i] {
+					t.Errorf("%s: reload leads to\n%s\nand up to\n%s", s.name, got, want[i])
+				}
+				if r := run("reload"); strings.Contains(r.Output, "[#]") {
+					t.Errorf("%s: a second reload: %s", s.name, r)
+				}
+				if r := b.Run(nil, b.Program, "status", "wg0"); r.Code != 0 {
+					t.Errorf("%s: status: %s", s.name, r)
+				}
+			}
+			run("down")
+			after, err := b.Take()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if after.String() != before.String() {
+				t.Errorf("after down\n%s\nbefore up\n%s", after, before)
+			}
+		})
+	}
+}
+
+// TestNamespace: a tunnel in another namespace with a resolv.conf there.
+func TestNamespace(t *testing.T) {
+	b := bed.New(t, "bed")
+	b.Config(t, "wg0", file("Address = 10.1.0.2/24\nNamespace = box\nDNS = 10.1.0.1", "0.0.0.0/0", ""))
+	if r := b.Up("wg0"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	b.Config(t, "wg0", file("Address = 10.1.0.3/24\nNamespace = box\nDNS = 10.1.0.9", "10.5.0.0/16", ""))
+	if r := b.Run(nil, b.Program, "reload", "wg0"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	if out := ns.Run(t, "ip", "-n", "box", "route"); strings.Contains(out, "default") || !strings.Contains(out, "10.5.0.0/16") {
+		t.Errorf("routes: %s", out)
+	}
+	if text, err := os.ReadFile("/etc/netns/box/resolv.conf"); err != nil || string(text) != "nameserver 10.1.0.9\n" {
+		t.Errorf("resolv.conf: %q, %v", text, err)
+	}
+	if r := b.Down("wg0"); r.Code != 0 {
+		t.Error(r)
+	}
+	if _, err := os.Stat("/etc/netns/box"); err == nil {
+		t.Error("/etc/netns/box is left")
+	}
+}
+
+// TestRefused: what cannot be changed in place is said, and nothing is touched.
+func TestRefused(t *testing.T) {
+	b := bed.New(t, "bed")
+	keys := "Address = 10.1.0.2/24"
+	b.Config(t, "wg0", file(keys, "0.0.0.0/0", ""))
+	if r := b.Run(nil, b.Program, "reload", "wg0"); r.Code != 1 || !strings.Contains(r.Output, "is not up") {
+		t.Errorf("before up: %s", r)
+	}
+	if r := b.Up("wg0"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	before := seen(t, b)
+	for extra, what := range map[string]string{
+		"Namespace = box":           "Namespace cannot be changed",
+		"BirthNamespace = box":      "BirthNamespace cannot be changed",
+		"RoutingStrategy = replace": "RoutingStrategy cannot be changed",
+		"KillSwitch = true":         "KillSwitch cannot be changed",
+		"Address = nonsense":        "wg0.conf:4",
+	} {
+		b.Config(t, "wg0", file(keys+"\n"+extra, "10.0.0.0/8", ""))
+		if r := b.Run(nil, b.Program, "reload", "wg0"); r.Code != 1 || !strings.Contains(r.Output, what) || strings.Contains(r.Output, "[#]") {
+			t.Errorf("%s: %s", extra, r)
+		}
+		if after := seen(t, b); after != before {
+			t.Errorf("%s changed something:\n%s\nbefore:\n%s", extra, after, before)
+		}
+	}
+	if r := b.Down("wg0"); r.Code != 0 {
+		t.Error(r)
+	}
+}
+
+// TestOnePeer: of many peers one has changed, and the others are not asked for.
+func TestOnePeer(t *testing.T) {
+	b := bed.New(t, "bed")
+	many := func(changed int) string {
+		var more strings.Builder
+		for i := 2; i < 300; i++ {
+			port := 1000 + i
+			if i == changed {
+				port = 9
+			}
+			fmt.Fprintf(&more, "[Peer]\nPublicKey = %s\nAllowedIPs = 10.7.%d.%d/32\nEndpoint = 192.0.2.1:%d\n", bed.Key(fmt.Sprint("public", i)), i/256, i%256, port)
+		}
+		return file("Address = 10.1.0.2/24", "10.5.0.0/16", more.String())
+	}
+	b.Config(t, "wg0", many(0))
+	if r := b.Up("wg0"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	// what roamed since shows who was touched
+	for _, i := range []int{20, 200} {
+		b.NS.Run(wg(t), "set", "wg0", "peer", bed.Key(fmt.Sprint("public", i)), "persistent-keepalive", "0")
+	}
+	b.Config(t, "wg0", many(150))
+	r := b.Run(nil, b.Program, "reload", "wg0")
+	if r.Code != 0 || strings.Count(r.Output, "[#]") != 1 || !strings.Contains(r.Output, "wg syncconf wg0") {
+		t.Errorf("reload: %s", r)
+	}
+	ends := b.NS.Run(wg(t), "show", "wg0", "endpoints")
+	if !strings.Contains(ends, bed.Key("public150")+"\t192.0.2.1:9\n") || strings.Count(ends, "\n") != 299 {
+		t.Errorf("endpoints:\n%s", ends)
+	}
+	if r := b.Down("wg0"); r.Code != 0 {
+		t.Error(r)
+	}
+}
