@@ -231,7 +231,7 @@ func TestClassic(t *testing.T) {
 		{
 			name: "IPv6 with a router's default stays behind the tunnel's", strategy: "replace",
 			routes: home6, endpoints: "[2001:db8:9::1]:1", allow: "::/0",
-			want: `ip -6 route add 2001:db8:9::1/128 via fe80::1 dev eth0
+			want: `ip -6 route add 2001:db8:9::1/128 via fe80::1 dev eth0 metric 1
 				ip -6 route add ::/0 dev wg0 metric 1`,
 		},
 		{
@@ -246,20 +246,30 @@ func TestClassic(t *testing.T) {
 		},
 		{
 			name: "IPv6", strategy: "override", routes: home6, endpoints: "[2001:db8:9::1]:1", allow: "::/0",
-			want: `ip -6 route add 2001:db8:9::1/128 via fe80::1 dev eth0
-				ip -6 route add ::/1 dev wg0
-				ip -6 route add 8000::/1 dev wg0`,
+			want: `ip -6 route add 2001:db8:9::1/128 via fe80::1 dev eth0 metric 1
+				ip -6 route add ::/1 dev wg0 metric 1
+				ip -6 route add 8000::/1 dev wg0 metric 1`,
+		},
+		{
+			name: "what a network has in the place of a half comes back", strategy: "override", routes: home + "\n128.0.0.0/1 via 192.168.1.3 dev eth0 proto dhcp",
+			endpoints: "198.51.100.1:1", allow: "0.0.0.0/0",
+			want: `ip -4 route add 198.51.100.1/32 via 192.168.1.3 dev eth0
+				ip -4 route replace 128.0.0.0/1 dev wg0
+				ip -4 route add 0.0.0.0/1 dev wg0`,
+			undo: `ip -4 route delete 198.51.100.1/32 via 192.168.1.3 dev eth0
+				ip -4 route replace 128.0.0.0/1 via 192.168.1.3 dev eth0
+				-`,
 		},
 		{
 			name: "several endpoints, one on the link, one twice, one link-local", strategy: "override",
 			routes: home6, endpoints: "198.51.100.1:1 192.168.1.9:1 198.51.100.1:2 [fe80::5%eth0]:1 [2001:db8:1::5]:1 -", allow: "0.0.0.0/0 ::/0",
 			want: `ip -4 route add 198.51.100.1/32 via 192.168.1.1 dev eth0
 				ip -4 route add 192.168.1.9/32 dev eth0 scope link src 192.168.1.7
-				ip -6 route add 2001:db8:1::5/128 dev eth0
+				ip -6 route add 2001:db8:1::5/128 dev eth0 metric 1
 				ip -4 route add 0.0.0.0/1 dev wg0
 				ip -4 route add 128.0.0.0/1 dev wg0
-				ip -6 route add ::/1 dev wg0
-				ip -6 route add 8000::/1 dev wg0`,
+				ip -6 route add ::/1 dev wg0 metric 1
+				ip -6 route add 8000::/1 dev wg0 metric 1`,
 		},
 		{
 			name: "the more specific route, the better metric", strategy: "override",

@@ -83,7 +83,7 @@ func hostRoutes(f *facts.Facts, list []netip.Addr) []plan.Action {
 			continue
 		}
 		step := plan.Via{Route: facts.Route{
-			Dst: netip.PrefixFrom(a, a.BitLen()), Table: plan.TableMain, Index: way.Index, Gateway: way.Gateway,
+			Dst: netip.PrefixFrom(a, a.BitLen()), Table: plan.TableMain, Index: way.Index, Gateway: way.Gateway, Metric: best(a.Is6()),
 			MTU: way.MTU, Protocol: boot, Type: unicast, Way: hostWay(way.Way),
 		}}
 		undo := step

@@ -121,7 +121,7 @@ func (g *guard) displace(known, others []netip.Prefix) {
 			if g.cfg.Strategy() != confparse.StrategyReplace || r.Dst.Addr().Is6() && r.Protocol == ra {
 				continue
 			}
-		case !Leads(r) && !onLink(g.f, r), slices.Contains(known, r.Dst), slices.Contains(others, r.Dst), g.own(r), g.helps(r):
+		case !Leads(r) && !onLink(g.f, r), slices.Contains(known, r.Dst) && g.slot(r) < 0, slices.Contains(others, r.Dst), g.own(r), g.helps(r):
 			continue
 		}
 		for _, s := range g.standing { // what it took the place of when it came before
@@ -131,7 +131,7 @@ func (g *guard) displace(known, others []netip.Prefix) {
 		}
 		g.moved = append(g.moved, r)
 		back := plan.Via{Route: r, Restore: true}
-		if i := g.slot(r); i >= 0 { // it stands where a route of ours did
+		if i := g.slot(r); i >= 0 && r.Dst.Addr().Is4() { // it stands where a route of ours did
 			s := g.standing[i]
 			do := s.Do.(plan.Route)
 			do.Replace, do.List = true, []plan.Prefix{{Prefix: r.Dst}}
@@ -139,8 +139,12 @@ func (g *guard) displace(known, others []netip.Prefix) {
 			g.New = append(g.New, plan.Action{Do: do, Undo: []plan.Step{back}, Why: "another took the tunnel's place"})
 			continue
 		}
-		g.New = append(g.New, plan.Action{Do: plan.Via{Route: r, Delete: true}, Undo: []plan.Step{back},
-			Why: "it came since the tunnel is up and takes packets from it; down puts it back"})
+		gone := plan.Action{Do: plan.Via{Route: r, Delete: true}, Undo: []plan.Step{back},
+			Why: "it came since the tunnel is up and takes packets from it; down puts it back"}
+		if r.Protocol == ra {
+			gone.Undo, gone.Why = nil, "it takes packets from the tunnel; its router says it again after down"
+		}
+		g.New = append(g.New, gone)
 	}
 }
 
@@ -303,6 +307,9 @@ func (g *guard) endpoints() {
 		if i >= 0 && sameStep(g.standing[i].Do, a.Do) {
 			kept[g.standing[i].ID] = true
 			continue // static puts it back where it is missing
+		}
+		if v, ok := a.Do.(plan.Via); ok && i < 0 && slices.ContainsFunc(g.f.Routes, v.Route.Same) && !slices.ContainsFunc(g.moved, v.Route.Same) {
+			continue // others have made it already
 		}
 		if i >= 0 { // it is reached another way now
 			kept[g.standing[i].ID] = true

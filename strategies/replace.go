@@ -2,15 +2,25 @@ package strategies
 
 import (
 	"net/netip"
+	"slices"
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/facts"
 	"wg-quickns/internal/plan"
 )
 
-// metric6 is the metric of the IPv6 default route by the tunnel: the best there
-// is, so that it counts before the others are gone.
+// metric6 is the metric of the IPv6 routes that must win: the best there is. IPv6
+// keeps several routes of one metric beside each other, so that ours must have none
+// that others use.
 const metric6 = 1
+
+// best is the metric of such a route.
+func best(v6 bool) uint32 {
+	if v6 {
+		return metric6
+	}
+	return 0
+}
 
 // Replace makes the tunnel's the only default route: a host route to each endpoint
 // by the way that reaches it now, then the tunnel's default route in the place of
@@ -20,10 +30,7 @@ const metric6 = 1
 func Replace(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
 	actions := classic(cfg, f, p)
 	for _, v6 := range families(f) {
-		def := plan.Route{Link: f.Device.Name, List: []plan.Prefix{{Prefix: zero(v6)}}}
-		if v6 {
-			def.Metric = metric6
-		}
+		def := plan.Route{Link: f.Device.Name, List: []plan.Prefix{{Prefix: zero(v6)}}, Metric: best(v6)}
 		a := plan.Action{Do: def, Why: "the tunnel is the default route"}
 		var others []plan.Action
 		for _, r := range f.Routes {
@@ -47,11 +54,27 @@ func Replace(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, err
 }
 
 // Override puts two routes over each default route that are more specific, and so
-// win, after a host route to each endpoint. The default routes stay untouched.
+// win, after a host route to each endpoint. The default routes stay untouched. What a
+// network has in the place of one of the two comes back on down.
 func Override(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, error) {
 	actions := classic(cfg, f, p)
 	for _, v6 := range families(f) {
-		actions = append(actions, routeBatch(plan.Route{Link: f.Device.Name}, halves(v6), "together as much as the default route, and before it")...)
+		const why = "together as much as the default route, and before it"
+		var free []netip.Prefix
+		for _, half := range halves(v6) {
+			place := facts.Route{Dst: half, Metric: best(v6)}.Slot()
+			i := slices.IndexFunc(f.Routes, func(r facts.Route) bool { return r.Way != nil && r.Slot() == place })
+			if i < 0 {
+				free = append(free, half)
+				continue
+			}
+			actions = append(actions, plan.Action{
+				Do:   plan.Route{Link: f.Device.Name, List: []plan.Prefix{{Prefix: half}}, Metric: best(v6), Replace: true},
+				Undo: []plan.Step{plan.Via{Route: f.Routes[i], Restore: true, Instead: f.Device.Name}},
+				Why:  why,
+			})
+		}
+		actions = append(actions, routeBatch(plan.Route{Link: f.Device.Name, Metric: best(v6)}, free, why)...)
 	}
 	return actions, nil
 }

@@ -46,6 +46,9 @@ func (e *Engine) Repair(ctx context.Context, r Repair) error {
 			r.Forget, r.Retire = nil, nil
 			continue
 		}
+		if len(a.Undo) == 0 && plan.Takes(a.Do) {
+			continue // nothing is there, nor to be put back: it does not stand
+		}
 		errs = append(errs, e.Journal.Done(id, out))
 	}
 	again(false)

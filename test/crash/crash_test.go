@@ -32,6 +32,7 @@ type world struct {
 	resolv string         // where its DNS= is written, "" resolvconf
 	there  *bed.Bed       // a namespace that it may change, beside the bed
 	nft    int            // its lines of nft
+	adds   map[string]int // lines of each section that it adds to the bed; nil: those of strategy auto
 	few    int            // 0: each mode at each step, n: one mode, in turn, at each n-th step
 
 	root   *testing.T // lives as long as the beds
@@ -232,7 +233,13 @@ func (p *point) whole() {
 	if err != nil {
 		p.errorf("%v", err)
 	}
-	for section, most := range map[string]int{"link": 1, "addr": 2, "rule": 4, "nft": p.nft, "dns": 1, "sysctl": 1} {
+	adds := p.adds
+	if adds == nil {
+		adds = map[string]int{"link": 1, "addr": 2, "rule": 4, "nft": p.nft, "dns": 1, "sysctl": 1}
+	} else if out, err := p.Out("192.0.2.1"); err != nil || out != "uplink" {
+		p.errorf("the endpoint is reached by %q: %v", out, err)
+	}
+	for section, most := range adds {
 		if n := added(p.before, now, section); n != most {
 			p.errorf("%d of %d lines of %s are there:\n%s", n, most, section, state.Diff(p.before, now))
 		}

@@ -28,19 +28,21 @@ func TestText(t *testing.T) {
 			+ rule 40: from all lookup 80`,
 		"replace 6": `- route default via 2001:db8:1::1 dev eth0 metric 100
 			+ route default dev wg0 metric 1
-			+ route 2001:db8:9::1 via 2001:db8:1::1 dev eth0 metric 1024`,
-		"override 6": `+ route ::/1 dev wg0 metric 1024
-			+ route 8000::/1 dev wg0 metric 1024
-			+ route 2001:db8:9::1 via 2001:db8:1::1 dev eth0 metric 1024`,
+			+ route 2001:db8:9::1 via 2001:db8:1::1 dev eth0 metric 1`,
+		"override 6": `+ route ::/1 dev wg0 metric 1
+			+ route 8000::/1 dev wg0 metric 1
+			+ route 2001:db8:9::1 via 2001:db8:1::1 dev eth0 metric 1`,
 		"rules 6": `+ route default dev wg0 table 80 metric 1024
 			+ rule6 30: from all to 2001:db8:9::1 lookup main
 			+ rule6 40: from all lookup 80`,
 	}
 	w := newWorld(t, "", lan)
 	w.serve()
-	onWire, inside := startCapture(t, w.gw, "lan"), startCapture(t, w.server, "srv0")
-	for _, strategy := range strategies {
-		for _, fam := range []string{"4", "6", "46"} {
+	onWire := startCapture(t, w.gw, "lan")
+	for _, fam := range []string{"4", "46", "6"} {
+		w.anew()
+		inside := startCapture(t, w.server, "srv0")
+		for _, strategy := range strategies {
 			t.Run(strategy+" "+fam, func(t *testing.T) {
 				w.t = t
 				var allowed, probes, worlds []string
@@ -165,8 +167,9 @@ func TestInsideOwnAllowedIPs(t *testing.T) {
 	w.serve()
 	w.server.Run("ip", "addr", "add", "198.51.100.9/32", "dev", "lo")
 	w.server.Run("ip", "addr", "add", "2001:db8:9::9/128", "dev", "lo")
-	for _, strategy := range strategies {
-		for _, v6 := range []bool{false, true} {
+	for _, v6 := range []bool{false, true} {
+		w.anew()
+		for _, strategy := range strategies {
 			t.Run(fmt.Sprintf("%s v6=%v", strategy, v6), func(t *testing.T) {
 				w.t = t
 				allowed, to := "198.51.100.0/24", "198.51.100.9"
