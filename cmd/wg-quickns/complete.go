@@ -76,6 +76,7 @@ func commandLine() []command {
 		{"status", "show tunnels and what is broken", []option{asJSON}, lists{running}, false},
 		{"check", "print what is wrong in files", []option{asJSON, {"--resolve", "look names up", nil}}, lists{configs}, true},
 		{"guard", "keep a tunnel as up made it", nil, lists{running}, false},
+		{"reload", "take over changes of the file", nil, lists{running}, false},
 		{"completion", "print a shell's completion", nil, lists{words("bash", "zsh", "fish")}, false},
 		{"help", "print a summary", nil, nil, false},
 		{"version", "print the version", nil, nil, false},
