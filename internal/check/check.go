@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -194,12 +195,16 @@ func (c *checker) advice(e *confparse.Error) string {
 	case !strings.Contains(text, "="):
 		return "a line is `Key = value', and no value continues in the next line"
 	}
+	best, least := "", 3
 	for _, section := range []string{s.Section, iface, peer} {
-		for key := range keys[section] {
-			if distance(s.Key, key) <= 2 {
-				return "did you mean `" + key + "'?"
+		for _, key := range slices.Sorted(maps.Keys(keys[section])) {
+			if d := distance(s.Key, key); d < least {
+				best, least = key, d
 			}
 		}
+	}
+	if best != "" {
+		return "did you mean `" + best + "'?"
 	}
 	return "wg-quickns.conf(5) has all keys"
 }

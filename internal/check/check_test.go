@@ -2,6 +2,8 @@ package check
 
 import (
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -161,6 +163,7 @@ AllowedIPs = 10.8.1.0/24, 10.8.2.0/24, 172.16.0.0/12 §allowedips-twice`,
 func TestAdvice(t *testing.T) {
 	for text, want := range map[string]string{
 		"[Interface]\nAdress = 10.0.0.1/24":        "did you mean `address'?",
+		"[Interface]\nPotUp = true":                "did you mean `postup'?",
 		"[Interface]\nAllowedIPs = 10.0.0.0/8":     "belongs into [Peer]",
 		"[Peer]\nMTU = 1":                          "belongs into [Interface]",
 		"[Peer]\nPublicKey = x":                    "44 characters",
@@ -222,5 +225,28 @@ func TestSort(t *testing.T) {
 	want := []Finding{{Line: 1, Severity: Warning}, {Line: 2, Severity: Error}, {Line: 2, Severity: Warning}, {Line: 2, Severity: Note}}
 	if !slices.Equal(list, want) {
 		t.Errorf("%+v", list)
+	}
+}
+
+// Every key that the manual has is known here.
+func TestKeys(t *testing.T) {
+	page, err := os.ReadFile("../../man/wg-quickns.conf.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	aliases := []string{"interfacenamespace", "socketnamespace"}
+	n := 0
+	for _, m := range regexp.MustCompile(`(?m)^\.It Ic ([A-Z].*)$`).FindAllStringSubmatch(string(page), -1) {
+		for _, key := range strings.Split(strings.ToLower(m[1]), " , ") {
+			n++
+			_, inInterface := keys[iface][key]
+			_, inPeer := keys[peer][key]
+			if !inInterface && !inPeer && !slices.Contains(aliases, key) {
+				t.Errorf("%s is unknown", key)
+			}
+		}
+	}
+	if n < 18 {
+		t.Errorf("the manual has only %d keys", n)
 	}
 }

@@ -244,11 +244,14 @@ func contains(outer, inner netip.Prefix) bool {
 // endpoints looks at where encrypted packets go.
 func (c *checker) endpoints() {
 	cfg := c.cfg
-	list := c.prefixes()
+	inside := make(map[netip.Prefix]int) // lines
 	for _, a := range cfg.Addresses {
 		if a.Prefix.IsValid() && !a.Prefix.IsSingleIP() {
-			list = append(list, entry{AllowedIP: confparse.AllowedIP{Prefix: a.Prefix.Masked(), Line: a.Line}})
+			inside[a.Prefix.Masked()] = a.Line
 		}
+	}
+	for _, e := range c.prefixes() {
+		inside[e.Prefix] = e.Line
 	}
 	for _, p := range cfg.Device.Peers {
 		e := p.Endpoint
@@ -269,8 +272,11 @@ func (c *checker) endpoints() {
 			c.add(e.Line, Warning, "endpoint-own", "write the peer's address outside of the tunnel", "%s is this tunnel's own address", addr)
 			continue
 		}
-		i := slices.IndexFunc(list, func(e entry) bool { return e.Prefix.Bits() > 0 && e.Prefix.Contains(addr) })
-		if i < 0 || c.elsewhere() || cfg.Table == "off" {
+		around := netip.PrefixFrom(addr, addr.BitLen())
+		for inside[around] == 0 && around.Bits() > 0 {
+			around = netip.PrefixFrom(addr, around.Bits()-1).Masked()
+		}
+		if around.Bits() == 0 || c.elsewhere() || cfg.Table == "off" {
 			continue
 		}
 		then := "rules keep the encrypted packets out of the tunnel, everything else for it goes through; with wg-quick they would loop"
@@ -282,7 +288,7 @@ func (c *checker) endpoints() {
 				then = "encrypted packets that a rule sends to table " + cfg.Table + " go round in circles"
 			}
 		}
-		c.add(e.Line, Note, "endpoint-inside", "nothing need be done; without the network around it in AllowedIPs or Address it is plainer", "%s is inside of %s (line %d): %s", addr, list[i].Prefix, list[i].Line, then)
+		c.add(e.Line, Note, "endpoint-inside", "nothing need be done; without the network around it in AllowedIPs or Address it is plainer", "%s is inside of %s (line %d): %s", addr, around, inside[around], then)
 	}
 }
 
