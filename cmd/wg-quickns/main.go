@@ -26,6 +26,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip | reload ] [ CONFIG_FILE 
        %[1]s shell [ --birth | --namespace NS ] [ --user USER ] INTERFACE
        %[1]s plan [ up | down ] [ --json ] [ CONFIG_FILE | INTERFACE ]
        %[1]s up --dry-run [ CONFIG_FILE | INTERFACE ]
+       %[1]s guard [ CONFIG_FILE | INTERFACE ]
        %[1]s status [ --json ] [ INTERFACE ]
        %[1]s check [ --json ] [ --resolve ] [ CONFIG_FILE | INTERFACE ] ...
        %[1]s completion [ bash | zsh | fish ]
@@ -50,8 +51,11 @@ const usage = `Usage: %[1]s [ up | down | save | strip | reload ] [ CONFIG_FILE 
   - BirthNamespace: likewise where it is created, and its UDP socket stays.
   - HookNamespace: where the commands run: interface (the default), birth, caller.
   - ManageNamespace: with ` + "`false'" + `, no namespace is made or deleted.
+  - RoutingStrategy: how a /0 becomes the way out: auto (wg-quick's way, the
+    default), replace, override or rules.
+  - RulePriority: for rules, the endpoints' priority and the tunnel's: A, B.
   - KillSwitch: with ` + "`true'" + `, nothing leaves but through the tunnel, until down.
-  The last five may also stand in a comment: # wg-quickns: Namespace = NAME
+  The last seven may also stand in a comment: # wg-quickns: Namespace = NAME
 
   up     creates the device, configures it and routes traffic into it
   down   undoes exactly what up did, also when the file or the device is gone
@@ -63,6 +67,8 @@ const usage = `Usage: %[1]s [ up | down | save | strip | reload ] [ CONFIG_FILE 
   shell  likewise the user's shell
   plan   prints what up or down would do, as commands with their undo and reason,
          and touches nothing; up --dry-run is the same as plan up
+  guard  keeps routes, rules and firewall as up made them, in the foreground until
+         down, and follows endpoints that move
   status shows the tunnels of all namespaces, or one, and what is broken
   check  prints all that is wrong or odd in files, with lines and hints
   completion prints the completion of commands, files and interfaces for a shell

@@ -1,0 +1,267 @@
+package strategies
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"wg-quickns/test/state"
+)
+
+// breaks undoes what each strategy lives by, in IPv4.
+var breaks = map[string]string{
+	"auto":     "ip -4 rule flush; ip -4 rule add table main pref 32766 protocol kernel; ip -4 rule add table default pref 32767 protocol kernel; nft delete table ip wg-quick-wg0",
+	"replace":  "ip route del 198.51.100.1; ip route replace default via 192.168.1.1",
+	"override": "ip route del 198.51.100.1; ip route del 0.0.0.0/1; ip route del 128.0.0.0/1",
+	"rules":    "ip -4 rule flush; ip -4 rule add table main pref 32766 protocol kernel; ip -4 rule add table default pref 32767 protocol kernel; ip route flush table 80",
+}
+
+// TestGuardLives: what is undone while the guard runs, is dead, or sleeps; then the
+// end of the tunnel.
+func TestGuardLives(t *testing.T) {
+	w := newWorld(t, "", lan)
+	w.serve()
+	for _, strategy := range strategies {
+		t.Run(strategy, func(t *testing.T) {
+			w.t = t
+			before := w.take()
+			w.client("RoutingStrategy = "+strategy, "0.0.0.0/0", endpointOf(false))
+			w.up("wg0")
+			whole := w.take()
+			guard := w.guard()
+			defer func() {
+				if t.Failed() {
+					t.Logf("the guard said\n%s\n%s", guard.text(), w.routes())
+				}
+			}()
+			right := func(what string, within time.Duration) {
+				t.Helper()
+				begin := time.Now()
+				if !wait(within, func() bool { return state.Diff(whole, w.take()) == "" }) {
+					t.Errorf("%s: after %v\n%s", what, within, state.Diff(whole, w.take()))
+				}
+				t.Logf("%s: right again within %v, which reading takes too", what, time.Since(begin).Round(time.Millisecond))
+				if !w.ping(world4, bound) {
+					t.Errorf("%s: no answer through the tunnel", what)
+				}
+			}
+			w.host.Run("bash", "-ec", breaks[strategy])
+			right("undone", 3*bound)
+
+			w.host.Run("ip", "link", "set", "wg0", "down")
+			right("the tunnel's link down", 3*bound)
+
+			guard.end(syscall.SIGKILL)
+			w.host.Run("bash", "-ec", breaks[strategy])
+			guard = w.guard()
+			right("undone while no guard ran", 3*bound)
+
+			guard.cmd.Process.Signal(syscall.SIGSTOP)
+			w.host.Run("bash", "-ec", breaks[strategy])
+			time.Sleep(300 * time.Millisecond)
+			guard.cmd.Process.Signal(syscall.SIGCONT)
+			right("undone while the guard slept", 3*bound)
+
+			w.host.Run("ip", "link", "del", "wg0")
+			if !wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is gone: cleaning up") }) {
+				t.Error("the guard does not notice that the interface is gone")
+			}
+			guard.cmd.Wait()
+			if code := guard.cmd.ProcessState.ExitCode(); code != 0 {
+				t.Errorf("the guard ended with %d", code)
+			}
+			if d := state.Diff(before, w.take()); d != "" {
+				t.Errorf("left when the interface was gone\n%s", d)
+			}
+
+			w.up("wg0")
+			guard = w.guard()
+			w.down("wg0")
+			if !wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is down: nothing is left to guard") }) {
+				t.Error("the guard does not end with its tunnel")
+			}
+			if r := w.host.Try(w.program, "guard", "wg0"); r.Code != 1 || !strings.Contains(r.Stderr, "there is nothing to guard") {
+				t.Errorf("guard of nothing: %+v", r)
+			}
+		})
+	}
+	w.t = t
+}
+
+// TestFight: against who undoes the same thing in a loop the guard gives up, and says so.
+func TestFight(t *testing.T) {
+	w := newWorld(t, "", lan)
+	w.client("RoutingStrategy = override", "0.0.0.0/0", endpointOf(false))
+	w.up("wg0")
+	guard := w.guard()
+	foe := start(t, w.host, "bash", "-c", "while sleep 0.02; do ip route del 198.51.100.1 2>/dev/null; done")
+	if !wait(30*time.Second, func() bool { return strings.Contains(guard.text(), "undoes this again and again") }) {
+		t.Error("the guard does not say that somebody undoes its work")
+	}
+	time.Sleep(time.Second)
+	foe.end(syscall.SIGKILL)
+	if n := strings.Count(guard.text(), "ip -4 route add 198.51.100.1/32"); n < 3 || n > 12 {
+		t.Errorf("%d repairs:\n%s", n, guard.text())
+	}
+	w.down("wg0")
+	guard.end(syscall.SIGTERM)
+}
+
+// TestIdle: a guard with nothing to do takes no CPU and little memory.
+func TestIdle(t *testing.T) {
+	w := newWorld(t, "", lan)
+	w.serve()
+	ticks := func(p *process) (n int) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields := strings.Fields(string(text[strings.LastIndex(string(text), ")")+1:]))
+		for _, f := range fields[11:13] { // utime and stime, proc(5)
+			v, _ := strconv.Atoi(f)
+			n += v
+		}
+		return n
+	}
+	for _, strategy := range strategies {
+		t.Run(strategy, func(t *testing.T) {
+			w.t = t
+			w.client("RoutingStrategy = "+strategy, "0.0.0.0/0", endpointOf(false))
+			w.up("wg0")
+			guard := w.guard()
+			time.Sleep(time.Second)
+			for range 20 { // it has worked
+				w.host.Run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+				w.host.Run("ip", "addr", "del", "10.99.0.1/32", "dev", "lo")
+			}
+			time.Sleep(2 * time.Second)
+			from := ticks(guard)
+			time.Sleep(10 * time.Second)
+			used := ticks(guard) - from
+			status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", guard.cmd.Process.Pid))
+			_, rest, _ := strings.Cut(string(status), "VmRSS:")
+			kib, _ := strconv.Atoi(strings.Fields(rest)[0])
+			t.Logf("%d ticks of 10 ms in 10 s, %d KiB", used, kib)
+			if strategy == "auto" && used > 0 || used > 3 || kib > 20<<10 {
+				t.Error("too much")
+			}
+			w.down("wg0")
+			guard.end(syscall.SIGTERM)
+		})
+	}
+	w.t = t
+}
+
+// TestLinkFlap takes eth0 down and up again; who configured it does so again.
+func TestLinkFlap(t *testing.T) {
+	rounds := 2
+	if full {
+		rounds = 50
+	}
+	w := newWorld(t, "", lan)
+	w.serve()
+	for _, v6 := range []bool{false, true} {
+		w.anew()
+		var took times
+		for _, strategy := range strategies {
+			t.Run(fmt.Sprintf("%s v6=%v", strategy, v6), func(t *testing.T) {
+				w.t = t
+				allowed, to := "0.0.0.0/0", world4
+				if v6 {
+					allowed, to = "::/0", world6
+				}
+				w.client("RoutingStrategy = "+strategy, allowed, endpointOf(v6))
+				before := w.take()
+				w.up("wg0")
+				guard := w.guard()
+				watch := w.watch(strategy, v6)
+				for i := range rounds {
+					w.host.Run("ip", "link", "set", "eth0", "down")
+					if i%2 == 1 {
+						time.Sleep(300 * time.Millisecond)
+					}
+					w.host.Run("ip", "link", "set", "eth0", "up")
+					w.host.Run("bash", "-c", again)
+					took = append(took, watch.settle(t, 300*time.Millisecond))
+					if !w.ping(to, bound) {
+						t.Errorf("no answer through the tunnel\n%s\n%s", guard.text(), w.routes())
+					}
+				}
+				watch.end()
+				w.down("wg0")
+				guard.end(syscall.SIGTERM)
+				if d := state.Diff(before, w.take()); d != "" {
+					t.Errorf("left\n%s\n%s", d, guard.text())
+				}
+			})
+		}
+		w.t = t
+		t.Logf("v6=%v: wrong for %v", v6, took)
+	}
+}
+
+// again is what a network manager does when a link is up: what is missing comes back.
+const again = `ip addr add 192.168.1.7/24 dev eth0 2>/dev/null
+	ip -6 addr add 2001:db8:1::7/64 dev eth0 2>/dev/null
+	ip route replace default via 192.168.1.1 dev eth0 metric 100
+	ip -6 route replace default via 2001:db8:1::1 dev eth0 metric 100; true`
+
+// TestNames: the name of an endpoint leads elsewhere. A peer that never answered is
+// looked up at once; one that did only after 135 s, which the full test waits for.
+func TestNames(t *testing.T) {
+	w := newWorld(t, "", lan)
+	w.serve()
+	write(t, "/etc/resolv.conf", "nameserver 192.168.1.1\noptions timeout:1 attempts:1\n", 0o644)
+	name := func(addr string) *process {
+		return start(t, w.gw, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--no-resolv", "--no-hosts",
+			"--listen-address=192.168.1.1", "--bind-interfaces", "--host-record=vpn.test,"+addr+",0")
+	}
+	for _, strategy := range strategies {
+		t.Run(strategy, func(t *testing.T) {
+			if strategy == "rules" && !full {
+				t.Log("as the others: the name server is on the link, and only asked past the tunnel by its route")
+			}
+			w.t = t
+			server := name("198.51.100.77")
+			time.Sleep(300 * time.Millisecond)
+			keys := "RoutingStrategy = " + strategy
+			if strategy == "rules" { // the name server must be reached beside the tunnel: table main is asked last
+				keys += "\nPostUp = ip rule add to 192.168.1.0/24 table main pref 29\nPostDown = ip rule del pref 29"
+			}
+			w.client(keys, "0.0.0.0/0", fmt.Sprintf("vpn.test:%d", port))
+			w.up("wg0")
+			guard := w.guard()
+			time.Sleep(time.Second)
+			server.end(syscall.SIGTERM)
+			server = name(endpoint4)
+			begin := time.Now()
+			if !w.ping(world4, 10*time.Second) {
+				t.Errorf("not back: %s\n%s", guard.text(), w.routes())
+			}
+			t.Logf("a peer that never answered: back after %v", time.Since(begin).Round(time.Millisecond))
+			if full {
+				w.server.Run("ip", "addr", "add", "198.51.100.2/24", "dev", "eth0")
+				w.server.Run("ip", "addr", "del", endpoint4+"/24", "dev", "eth0")
+				server.end(syscall.SIGTERM)
+				server = name("198.51.100.2")
+				begin := time.Now()
+				go func() { w.host.Try("ping", "-nqc200", world4) }() // somebody wants an answer
+				if !wait(150*time.Second, func() bool { return w.host.Try("ping", "-nqc1", "-W1", world4).Code == 0 }) {
+					t.Errorf("not back: %s", guard.text())
+				}
+				t.Logf("a peer that is elsewhere: back after %v", time.Since(begin).Round(time.Second))
+				w.server.Run("ip", "addr", "del", "198.51.100.2/24", "dev", "eth0")
+				w.server.Run("ip", "addr", "add", endpoint4+"/24", "dev", "eth0")
+				w.server.Run("ip", "route", "replace", "default", "via", "198.51.100.254")
+			}
+			w.down("wg0")
+			guard.end(syscall.SIGTERM)
+			server.end(syscall.SIGTERM)
+		})
+	}
+	w.t = t
+}
