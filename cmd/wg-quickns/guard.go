@@ -161,6 +161,7 @@ type guard struct {
 	kernel   *kernel.Doer     // its sockets, for watching
 	ends     []netip.AddrPort // where the peers were at the last look
 	polls    bool             // where they are matters
+	moves    []move           // of this look
 	changed  <-chan struct{}
 	stop     func()
 	retry    map[confparse.Key]retry
@@ -171,6 +172,13 @@ type guard struct {
 type retry struct {
 	at   time.Time
 	wait time.Duration
+}
+
+// move is a peer whose name leads elsewhere.
+type move struct {
+	peer confparse.Key
+	host string
+	to   netip.AddrPort
 }
 
 type fight struct {
@@ -304,14 +312,20 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	if err := g.follow(ctx, s, target); err != nil {
 		g.say("%v", err)
 	}
-	rep, entries, f, err := s.broken(ctx)
+	rep, entries, f, err := s.broken(ctx, g.moves...)
 	if err != nil {
 		return 0, err
 	}
 	rep = g.peace(s, rep)
 	work := engine.Repair{Again: again(rep, entries), New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
 	err = s.engine.Repair(ctx, work)
+	// A way to an endpoint comes before the endpoint: the first packet goes there at once.
+	for _, m := range g.moves {
+		trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, m.host, m.to)})
+		err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, m.peer, m.to))
+	}
 	g.ends = whereabouts(f.Device.Peers)
+	g.moves = nil
 	return g.next(s.strategy()), errors.Join(err, s.log.Compact())
 }
 
@@ -326,13 +340,16 @@ func again(rep strategies.Repair, entries []journal.Entry) []journal.Entry {
 }
 
 // broken compares a tunnel that is up with its record: what is not as it was made,
-// and the repair.
-func (s *session) broken(ctx context.Context) (strategies.Repair, []journal.Entry, *facts.Facts, error) {
+// and the repair. Where peers are about to move to is an endpoint too.
+func (s *session) broken(ctx context.Context, moves ...move) (strategies.Repair, []journal.Entry, *facts.Facts, error) {
 	head, _ := s.log.Header()
 	cfg := &confparse.Config{RoutingStrategy: head.Strategy, Table: head.Vars["TABLE"]} // whatever the file says by now
 	f, err := s.kernel.Gather(ctx, s.local(s.place.Target), s.name, kernel.Asked{Ways: true})
 	if err != nil {
 		return strategies.Repair{}, nil, nil, err
+	}
+	for _, m := range moves {
+		f.Device.Peers = append(f.Device.Peers, facts.Peer{Endpoint: m.to})
 	}
 	entries, err := s.log.Standing()
 	if err != nil {
@@ -493,11 +510,10 @@ func (g *guard) again(ctx context.Context, s *session, target plan.NS, p confpar
 	if err := dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &one, dns.Options{Log: func(string) {}, Mark: int(mark)}); err != nil {
 		return err
 	}
-	if e.Addr == now.Endpoint {
-		return nil
+	if e.Addr != now.Endpoint {
+		g.moves = append(g.moves, move{p.PublicKey, e.Host, e.Addr})
 	}
-	trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, e.Host, e.Addr)})
-	return s.kernel.SetEndpoint(ctx, target, g.name, p.PublicKey, e.Addr)
+	return nil
 }
 
 // named says whether a peer's endpoint is given by a name.
