@@ -21,7 +21,8 @@ import (
 )
 
 // usage is all the help there is; wg-quick's own part comes first, unchanged in meaning.
-const usage = `Usage: %[1]s [ up | down | save | strip | reload ] [ CONFIG_FILE | INTERFACE ]
+const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFACE ]
+       %[1]s reload [ CONFIG_FILE | INTERFACE ]
        %[1]s exec [ --birth | --namespace NS ] [ --user USER ] INTERFACE -- COMMAND
        %[1]s shell [ --birth | --namespace NS ] [ --user USER ] INTERFACE
        %[1]s plan [ up | down ] [ --json ] [ CONFIG_FILE | INTERFACE ]

@@ -366,6 +366,9 @@ func (w *world) files() []string {
 				continue
 			}
 			lines = append(lines, fmt.Sprintf("%s %v", p, info.Mode()))
+			if info.IsDir() {
+				continue
+			}
 			b, err := os.ReadFile(p)
 			if err != nil {
 				w.t.Error(err)
