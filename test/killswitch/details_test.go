@@ -26,7 +26,7 @@ func TestWhoMayLeave(t *testing.T) {
 		w.Far.Run("ip", "neigh", "flush", "dev", "uplink")
 		w.Far.Run("ip", "route", "add", "10.77.0.2/32", "dev", "uplink")
 		defer w.Far.Run("ip", "route", "del", "10.77.0.2/32", "dev", "uplink")
-		w.Far.Try("ping", "-c1", "-W1", "10.77.0.2")
+		w.Far.Try("ping", "-c2", "-W1", "10.77.0.2")
 		return w.capture.count("arp reply of 10.77.0.2")
 	}
 	w.config("", fullTunnel)
@@ -54,7 +54,7 @@ func TestWhoMayLeave(t *testing.T) {
 		}
 		start := time.Now()
 		err = unix.Connect(fd, sockaddr(far4, 80))
-		if took := time.Since(start); !errors.Is(err, unix.ECONNREFUSED) || took > time.Second/2 {
+		if took := time.Since(start); !errors.Is(err, unix.ECONNREFUSED) || took > 3*time.Second {
 			t.Errorf("connect past the tunnel: %v after %v", err, took)
 		}
 		return nil
@@ -97,8 +97,9 @@ func TestWhoMayLeave(t *testing.T) {
 			}
 			return err
 		})
-		if n := w.capture.count("dhcp"); err != nil || (n == 1) != c.leaves {
-			t.Errorf("UDP %d > %s:%d: %v, %d packets", c.from, c.addr, c.to, err, n)
+		arrived := func() bool { return w.capture.count("dhcp") > 0 }
+		if err != nil || c.leaves && !bed.Wait(5*time.Second, arrived) || !c.leaves && arrived() {
+			t.Errorf("UDP %d > %s:%d: %v, arrived: %v", c.from, c.addr, c.to, err, arrived())
 		}
 	}
 	w.capture.forget()
@@ -106,7 +107,7 @@ func TestWhoMayLeave(t *testing.T) {
 		n.Run("ip", "-6", "neigh", "flush", "dev", "uplink")
 	}
 	w.Far.Try("ping", "-c1", "-W1", "2001:db8::2")
-	if w.capture.count("neighbour discovery") == 0 {
+	if !bed.Wait(5*time.Second, func() bool { return w.capture.count("neighbour discovery") > 0 }) {
 		t.Error("no neighbour discovery")
 	}
 	w.down()
@@ -170,7 +171,7 @@ func TestElsewhere(t *testing.T) {
 		t.Fatal("the control does not leave")
 	}
 	w.run("up", "wg0")
-	if r := inner.Try("ping", "-c1", "-W5", "10.77.0.1"); r.Code != 0 {
+	if r := inner.Try("ping", "-c1", "-w15", "10.77.0.1"); r.Code != 0 {
 		t.Errorf("ping: %s%s", r.Stdout, r.Stderr)
 	}
 	for _, mark := range []int{0, 51820} {
