@@ -118,7 +118,9 @@ func TestWarnings(t *testing.T) {
 		{"option 121", "0.0.0.0/0 ::/0", []facts.Route{route("0.0.0.0/1", dhcp), route("8.8.8.0/24", boot), route("10.0.0.0/8", dhcp), route("9.0.0.0/8", 4)}, nil,
 			[]string{"0.0.0.0/1 goes past", "8.8.8.0/24 goes past"}},
 		{"another tunnel's endpoint", "0.0.0.0/0 ::/0", []facts.Route{route("8.8.8.8/32", boot)},
-			func(_ *confparse.Config, f *facts.Facts) { f.Kept = map[netip.Prefix]bool{netip.MustParsePrefix("8.8.8.8/32"): true} }, nil},
+			func(_ *confparse.Config, f *facts.Facts) {
+				f.Kept = map[netip.Prefix]bool{netip.MustParsePrefix("8.8.8.8/32"): true}
+			}, nil},
 		{"option 121, kill switch", "0.0.0.0/0 ::/0", []facts.Route{route("0.0.0.0/1", dhcp)},
 			func(c *confparse.Config, _ *facts.Facts) { c.KillSwitch = true }, nil},
 		{"option 121, rules", "0.0.0.0/0 ::/0", []facts.Route{route("0.0.0.0/1", dhcp)},
