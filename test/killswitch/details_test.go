@@ -269,3 +269,30 @@ func TestTwoDefaults(t *testing.T) {
 		t.Errorf("not as before:\n%s\nbefore:\n%s", after, before)
 	}
 }
+
+// TestGuarded: the guard puts the kill switch back, also where the interface is gone.
+func TestGuarded(t *testing.T) {
+	w := newWorld(t, "guarded")
+	w.config("KillSwitch = true", fullTunnel)
+	w.up()
+	guard, err := w.Start(nil, w.Program, "guard", "wg0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := func() bool { return w.NS.Try("nft", "list", "chain", "inet", "wg-quickns", "postrouting").Code == 0 }
+	time.Sleep(time.Second / 2) // it has begun to watch
+	for _, gone := range []string{"up", "interface gone"} {
+		if gone != "up" {
+			w.NS.Run("ip", "link", "del", "wg0")
+		}
+		w.NS.Run("nft", "flush", "ruleset")
+		if !bed.Wait(5*time.Second, is) {
+			t.Errorf("%s: the guard does not put the kill switch back", gone)
+		}
+	}
+	guard.Signal(unix.SIGTERM)
+	out := guard.Wait()
+	if r := w.Down("wg0"); r.Code != 0 || is() {
+		t.Errorf("down: %v\nguard: %v", r, out)
+	}
+}
