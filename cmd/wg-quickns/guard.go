@@ -109,7 +109,7 @@ func (g *guard) idle(ctx context.Context, wait, beat time.Duration) bool {
 	if wait > 0 {
 		timer = time.After(wait)
 	}
-	if g.polls {
+	if g.polls || g.there != nil {
 		ticker := time.NewTicker(roamCheck)
 		defer ticker.Stop()
 		poll = ticker.C
@@ -126,7 +126,7 @@ func (g *guard) idle(ctx context.Context, wait, beat time.Duration) bool {
 		case <-timer:
 			return true
 		case <-poll:
-			if g.roamed(ctx) {
+			if g.polls && g.roamed(ctx) || g.left() {
 				return true
 			}
 		case <-pulse:
@@ -158,6 +158,7 @@ type guard struct {
 	begun    bool
 	watched  strategies.Place
 	space    plan.NS          // where the tunnel is
+	there    os.FileInfo      // of space, nil for the guard's own
 	kernel   *kernel.Doer     // its sockets, for watching
 	ends     []netip.AddrPort // where the peers were at the last look
 	polls    bool             // where they are matters
@@ -274,7 +275,11 @@ func (g *guard) watch(s *session) error {
 		return err
 	}
 	g.watched, g.space = s.place.Place, spaces[0]
-	return nil
+	g.there = nil
+	if g.space != "" {
+		g.there, err = os.Stat(string(g.space))
+	}
+	return err
 }
 
 // gone cleans up after an interface that somebody deleted, unless a kill switch
@@ -284,7 +289,8 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 	if err != nil {
 		return 0, false, err
 	}
-	if again := slices.DeleteFunc(standing, func(e journal.Entry) bool { return !shut(e.Do) }); len(again) > 0 {
+	again := slices.DeleteFunc(standing, func(e journal.Entry) bool { return !shut(e.Do) })
+	if len(again) > 0 && !s.gone(s.place.Target) {
 		if err := s.engine.Repair(ctx, engine.Repair{Again: again}); err != nil {
 			g.say("%v", err)
 		}
@@ -379,6 +385,16 @@ func whereabouts(peers []facts.Peer) []netip.AddrPort {
 		list[i] = netip.AddrPortFrom(p.Endpoint.Addr().Unmap(), p.Endpoint.Port())
 	}
 	return list
+}
+
+// left says whether the namespace of another process or of a name has gone: the
+// guard's own sockets keep what is in it alive, so that nobody tells.
+func (g *guard) left() bool {
+	if g.there == nil {
+		return false
+	}
+	now, err := os.Stat(string(g.space))
+	return err != nil || !os.SameFile(g.there, now)
 }
 
 // roamed says whether a peer is elsewhere than at the last look, or that cannot be

@@ -48,7 +48,7 @@ func TestGuardLives(t *testing.T) {
 					t.Errorf("%s: no answer through the tunnel", what)
 				}
 			}
-			rounds := 5
+			rounds := 3
 			if full {
 				rounds = 50
 			}
@@ -139,7 +139,10 @@ func TestIdle(t *testing.T) {
 		}
 		return n
 	}
-	for _, strategy := range strategies {
+	for i, strategy := range strategies {
+		if !full && i%2 == 1 {
+			continue
+		}
 		t.Run(strategy, func(t *testing.T) {
 			w.t = t
 			w.client("RoutingStrategy = "+strategy, "0.0.0.0/0", endpointOf(false))
@@ -232,7 +235,10 @@ func TestNames(t *testing.T) {
 		return start(t, w.gw, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--no-resolv", "--no-hosts",
 			"--listen-address=192.168.1.1", "--bind-interfaces", "--host-record=vpn.test,"+addr+",0")
 	}
-	for _, strategy := range strategies {
+	for i, strategy := range strategies {
+		if !full && i%2 == 1 {
+			continue
+		}
 		t.Run(strategy, func(t *testing.T) {
 			w.t = t
 			server := name("198.51.100.77")

@@ -15,7 +15,7 @@ import (
 // compares them when the tunnel is down: nothing of it is left, and nothing is
 // missing, whatever happened meanwhile.
 func TestSequences(t *testing.T) {
-	n, length := 3, 8
+	n, length := 2, 8
 	if full {
 		n, length = 100, 12
 	}
@@ -174,10 +174,10 @@ AllowedIPs = 10.77.0.2/32
 `, port+1))
 	w.server.Run(w.program, "up", "srv1")
 	t.Cleanup(func() { w.server.Run(w.program, "down", "srv1") })
-	for _, first := range strategies {
-		for _, second := range strategies {
-			if first == "rules" && second == "rules" && !full {
-				continue // the same table's rules twice, as in the full test
+	for i, first := range strategies {
+		for j, second := range strategies {
+			if !full && (i+j)%2 == 0 {
+				continue
 			}
 			t.Run(first+" and "+second, func(t *testing.T) {
 				w.t = t
