@@ -24,10 +24,12 @@ import (
 const (
 	// settle is how long the guard waits after a change for the next one: they come in bursts.
 	settle = 20 * time.Millisecond
-	// pause is how much longer than a check took the guard waits before the next one,
-	// so that it never takes more than a tenth of a CPU; at most pauseMost.
+	// pause is how much longer than a check in vain took the guard waits before the next
+	// one, so that it never takes more than a tenth of a CPU for nothing; at most pauseMost.
 	pause     = 10
-	pauseMost = 500 * time.Millisecond
+	pauseMost = 300 * time.Millisecond
+	// checkRetry is when a check that failed is made again; then ever later.
+	checkRetry = 100 * time.Millisecond
 	// roamCheck is how often the guard looks whether a peer roamed, which the
 	// kernel does not tell, where an endpoint has a route or a rule of its own.
 	roamCheck = time.Second
@@ -163,6 +165,8 @@ type guard struct {
 	ends     []netip.AddrPort // where the peers were at the last look
 	polls    bool             // where they are matters
 	moves    []move           // of this look
+	worked   bool             // it repaired something
+	failed   int              // looks in a row
 	changed  <-chan struct{}
 	stop     func()
 	retry    map[confparse.Key]retry
@@ -198,9 +202,15 @@ func (g *guard) unwatch() {
 // round is a look, and a pause after it that bounds what looking costs.
 func (g *guard) round(ctx context.Context) (wait time.Duration, done bool, err error) {
 	begin := time.Now()
+	g.worked = false
 	wait, done, err = g.look(ctx)
-	if err == nil && !done {
-		time.Sleep(min(pause*time.Since(begin), pauseMost))
+	took := time.Since(begin)
+	switch {
+	case err != nil || done:
+	case g.worked: // whoever undid something may not be done yet
+		time.Sleep(min(took, pauseMost))
+	default:
+		time.Sleep(min(pause*took, pauseMost))
 	}
 	return wait, done, err
 }
@@ -242,7 +252,10 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 	if err != nil {
 		// Others change things meanwhile: what fails now may do after the next change.
 		g.say("%v", err)
-		wait = firstRetry
+		wait = min(checkRetry<<g.failed, firstRetry)
+		g.failed = min(g.failed+1, 10)
+	} else {
+		g.failed = 0
 	}
 	return wait, false, nil
 }
@@ -323,6 +336,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		return 0, err
 	}
 	rep = g.peace(s, rep)
+	g.worked = len(rep.New) > 0 || slices.ContainsFunc(rep.Again, func(a strategies.Standing) bool { return a.Do.Kind() != plan.KindNft && !shut(a.Do) })
 	work := engine.Repair{Again: again(rep, entries), New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
 	err = s.engine.Repair(ctx, work)
 	// A way to an endpoint comes before the endpoint: the first packet goes there at once.
@@ -436,7 +450,7 @@ func (g *guard) next(strategy string) time.Duration {
 func (g *guard) peace(s *session, r strategies.Repair) strategies.Repair {
 	now := time.Now()
 	ok := func(ns plan.NS, do plan.Step) bool {
-		if k := do.Kind(); k == plan.KindNft {
+		if do.Kind() == plan.KindNft || shut(do) {
 			return true // asked for each time, done only where it is missing
 		}
 		key := strings.Join(plan.Trace(ns, do), "; ")

@@ -280,3 +280,22 @@ func TestNames(t *testing.T) {
 	}
 	w.t = t
 }
+
+// TestNoFight: what only the kernel can be asked about is asked for at each look, which
+// is no repair.
+func TestNoFight(t *testing.T) {
+	w := newWorld(t, "", lan)
+	w.client("KillSwitch = true", "0.0.0.0/0", endpointOf(false))
+	w.up("wg0")
+	guard := w.guard()
+	for range 15 {
+		w.host.Run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+		w.host.Run("ip", "addr", "del", "10.99.0.1/32", "dev", "lo")
+		time.Sleep(350 * time.Millisecond)
+	}
+	w.down("wg0")
+	guard.end(syscall.SIGTERM)
+	if strings.Contains(guard.text(), "again and again") || strings.Contains(guard.text(), "[#]") {
+		t.Errorf("the guard said\n%s", guard.text())
+	}
+}
