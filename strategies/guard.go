@@ -452,3 +452,25 @@ func asFact(r plan.Rule) facts.Rule {
 	}
 	return out
 }
+
+// Looped says whether a peer's endpoint is an address inside of the tunnel, to which it
+// came from one outside: while the way to the endpoint was missing an encrypted packet
+// went through the tunnel itself, and its answer came from there. is is such a one if it
+// is in the tunnel's subnet, or is private and nothing but a default route leads there.
+func Looped(f *facts.Facts, was, is netip.Addr) bool {
+	was, is = was.Unmap(), is.Unmap()
+	if is == was || is.IsLinkLocalUnicast() {
+		return false
+	}
+	for _, a := range f.Addrs {
+		if p := a.Prefix.Masked(); p.Contains(is) && !p.Contains(was) {
+			return true
+		}
+	}
+	whole := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+	if public(whole(is)) || !public(whole(was)) {
+		return false
+	}
+	best, found := lookup(f, plan.TableMain, is)
+	return !found || best.Dst.Bits() == 0
+}

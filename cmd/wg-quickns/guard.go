@@ -72,7 +72,7 @@ func (a app) guard(ctx context.Context, args []string) error {
 	if !outsideHook(ctx, t.name) {
 		return fmt.Errorf("guard was called by a hook of `%s', which would wait for it; end the hook with `&'", t.name)
 	}
-	g := &guard{app: a, target: t, leave: leave, retry: make(map[confparse.Key]retry), fights: make(map[string]fight)}
+	g := &guard{app: a, target: t, leave: leave, retry: make(map[confparse.Key]retry), outside: make(map[confparse.Key]netip.AddrPort), fights: make(map[string]fight)}
 	if configErr != nil {
 		a.say("%v; its record of `up' is used instead", configErr)
 	}
@@ -159,14 +159,15 @@ type guard struct {
 	lock     *journal.Lock     // says that there is a guard
 	begun    bool
 	watched  strategies.Place
-	space    plan.NS          // where the tunnel is
-	there    os.FileInfo      // of space, nil for the guard's own
-	kernel   *kernel.Doer     // its sockets, for watching
-	ends     []netip.AddrPort // where the peers were at the last look
-	polls    bool             // where they are matters
-	moves    []move           // of this look
-	worked   bool             // it repaired something
-	failed   int              // looks in a row
+	space    plan.NS                          // where the tunnel is
+	there    os.FileInfo                      // of space, nil for the guard's own
+	kernel   *kernel.Doer                     // its sockets, for watching
+	ends     []netip.AddrPort                 // where the peers were at the last look
+	polls    bool                             // where they are matters
+	moves    []move                           // of this look
+	outside  map[confparse.Key]netip.AddrPort // where each peer was seen outside of the tunnel
+	worked   bool                             // it repaired something
+	failed   int                              // looks in a row
 	changed  <-chan struct{}
 	stop     func()
 	retry    map[confparse.Key]retry
@@ -331,6 +332,9 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	if err := g.follow(ctx, s, target); err != nil {
 		g.say("%v", err)
 	}
+	if err := g.unloop(ctx, s, target); err != nil {
+		g.say("%v", err)
+	}
 	rep, entries, f, err := s.broken(ctx, g.moves...)
 	if err != nil {
 		return 0, err
@@ -343,6 +347,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	for _, m := range g.moves {
 		trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, m.host, m.to)})
 		err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, m.peer, m.to))
+		g.outside[m.peer] = m.to
 	}
 	g.ends = whereabouts(f.Device.Peers)
 	g.moves = nil
@@ -409,6 +414,36 @@ func (g *guard) left() bool {
 	}
 	now, err := os.Stat(string(g.space))
 	return err != nil || !os.SameFile(g.there, now)
+}
+
+// unloop gives a peer whose endpoint has come to be inside of the tunnel the one back
+// that it had.
+func (g *guard) unloop(ctx context.Context, s *session, target plan.NS) error {
+	if s.strategy() == confparse.StrategyAuto || s.place.Elsewhere() {
+		return nil
+	}
+	peers, err := s.kernel.Peers(ctx, target, g.name)
+	if err != nil {
+		return err
+	}
+	var f *facts.Facts
+	for _, p := range peers {
+		was := g.outside[p.PublicKey]
+		if was.IsValid() && p.Endpoint.IsValid() && was != p.Endpoint {
+			if f == nil {
+				if f, err = s.kernel.Gather(ctx, target, g.name, kernel.Asked{Ways: true}); err != nil {
+					return err
+				}
+			}
+			if strategies.Looped(f, was.Addr(), p.Endpoint.Addr()) {
+				trace([]string{fmt.Sprintf("wg set %s peer (at %s) endpoint %s", g.name, p.Endpoint, was)})
+				err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, p.PublicKey, was))
+				continue
+			}
+		}
+		g.outside[p.PublicKey] = p.Endpoint
+	}
+	return err
 }
 
 // roamed says whether a peer is elsewhere than at the last look, or that cannot be
