@@ -42,6 +42,13 @@ func Replace(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, err
 			case r.Metric == def.Metric && a.Undo == nil:
 				def.Replace, back.Instead = true, f.Device.Name
 				a.Do, a.Undo = def, []plan.Step{back}
+				// Where it is another tunnel's, that one may be gone by then: what it
+				// had displaced comes back in its place.
+				for _, d := range f.Displaced {
+					if d.Slot() == r.Slot() {
+						a.Undo = append(a.Undo, plan.Via{Route: d, Restore: true, Instead: f.Device.Name})
+					}
+				}
 			case r.Type != unicast || v6 && r.Protocol == ra:
 			default:
 				others = append(others, plan.Action{Do: plan.Via{Route: r, Delete: true}, Undo: []plan.Step{back},

@@ -301,6 +301,9 @@ func (s *session) gather(ctx context.Context) (*facts.Facts, error) {
 		if c, ok := step.(plan.Sysctl); ok && c.Name == strategies.SrcValidMark {
 			f.SrcValidMarkHome = c.Value
 		}
+		if v, ok := step.(plan.Via); ok && v.Restore {
+			f.Displaced = append(f.Displaced, v.Route)
+		}
 		if v, ok := step.(plan.Via); ok && v.Delete {
 			if f.Kept == nil {
 				f.Kept = make(map[netip.Prefix]bool)

@@ -19,6 +19,8 @@ type Facts struct {
 	SrcValidMark int // net.ipv4.conf.all.src_valid_mark
 	// SrcValidMarkHome is the value other tunnels' records will put back, "" if none will.
 	SrcValidMarkHome string
+	// Displaced are the routes that other tunnels' records will put back.
+	Displaced []Route
 	// Kept has the host routes to endpoints that other tunnels' records speak of.
 	Kept map[netip.Prefix]bool
 
