@@ -383,6 +383,9 @@ func TestRouterAdvertisements(t *testing.T) {
 				if !w.ping(world6, bound) {
 					t.Error("after a router came back: no answer through the tunnel")
 				}
+				if full {
+					time.Sleep(2 * time.Second) // so many in so short a time would be a fight
+				}
 			}
 			watch.end()
 			w.advertise(0, "::/1", "8000::/1", "2001:db8:99::/64", endpoint6+"/128")
