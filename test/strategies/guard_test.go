@@ -101,7 +101,7 @@ func TestGuardLives(t *testing.T) {
 		})
 	}
 	w.t = t
-	t.Logf("wrong for %v", took)
+	took.report(t, "undone")
 }
 
 // TestFight: against who undoes the same thing in a loop the guard gives up, and says so.
@@ -215,7 +215,7 @@ func TestLinkFlap(t *testing.T) {
 			})
 		}
 		w.t = t
-		t.Logf("v6=%v: wrong for %v", v6, took)
+		took.report(t, fmt.Sprintf("link flap, v6=%v", v6))
 	}
 }
 

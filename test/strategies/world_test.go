@@ -474,6 +474,14 @@ func (d times) String() string {
 	return fmt.Sprintf("median %v, worst %v of %d", s[len(s)/2].Round(time.Millisecond), s[len(s)-1].Round(time.Millisecond), len(s))
 }
 
+func (d times) report(t *testing.T, what string) {
+	t.Helper()
+	t.Logf("%s: wrong for %v", what, d)
+	if s := slices.Sorted(slices.Values(d)); len(s) > 0 && s[len(s)/2] > bound {
+		t.Errorf("%s: not right again within %v", what, bound)
+	}
+}
+
 func write(t *testing.T, path, text string, mode os.FileMode) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
