@@ -278,7 +278,7 @@ func (w *world) dhcp(options, strategy string, c client, took map[string]times) 
 	check := func(event string, do func(*world), quiet time.Duration) {
 		do(w)
 		took[event] = append(took[event], watch.settle(t, quiet))
-		if event != "release" && !w.ping(world4, bound) {
+		if event != "release" && !w.ping(world4, 3*bound) {
 			t.Errorf("after %s: no answer through the tunnel", event)
 		}
 	}
@@ -376,7 +376,7 @@ func TestRouterAdvertisements(t *testing.T) {
 				for _, routes := range [][]string{{"::/1", "8000::/1"}, {"2001:db8:99::/64"}, {endpoint6 + "/128"}, nil} {
 					w.advertise(1800, routes...)
 					took = append(took, watch.settle(t, 200*time.Millisecond))
-					if !w.ping(world6, bound) {
+					if !w.ping(world6, 3*bound) {
 						t.Errorf("after %q: no answer through the tunnel", routes)
 					}
 				}
@@ -384,7 +384,7 @@ func TestRouterAdvertisements(t *testing.T) {
 				took = append(took, watch.settle(t, 200*time.Millisecond))
 				w.advertise(1800)
 				took = append(took, watch.settle(t, 200*time.Millisecond))
-				if !w.ping(world6, bound) {
+				if !w.ping(world6, 3*bound) {
 					t.Error("after a router came back: no answer through the tunnel")
 				}
 				if full {

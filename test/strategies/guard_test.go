@@ -44,7 +44,7 @@ func TestGuardLives(t *testing.T) {
 				if !wait(within, func() bool { return state.Diff(whole, w.take()) == "" }) {
 					t.Errorf("%s: after %v\n%s", what, within, state.Diff(whole, w.take()))
 				}
-				if !w.ping(world4, bound) {
+				if !w.ping(world4, 3*bound) {
 					t.Errorf("%s: no answer through the tunnel", what)
 				}
 			}
@@ -202,7 +202,7 @@ func TestLinkFlap(t *testing.T) {
 					w.host.Run("ip", "link", "set", "eth0", "up")
 					w.host.Run("bash", "-c", again)
 					took = append(took, watch.settle(t, 300*time.Millisecond))
-					if !w.ping(to, bound) {
+					if !w.ping(to, 3*bound) {
 						t.Errorf("no answer through the tunnel\n%s\n%s", guard.text(), w.routes())
 					}
 				}

@@ -123,7 +123,7 @@ func (s *sequence) step() {
 	}
 	s.done = append(s.done, what)
 	if s.guarded && s.up {
-		if s.linked && !s.w.ping(world4, 2*bound) {
+		if s.linked && !s.w.ping(world4, 3*bound) {
 			s.w.t.Errorf("after %s: no answer through the tunnel\n%s\n%s", what, s.guard.text(), s.w.routes())
 		}
 	}
