@@ -39,6 +39,7 @@ const (
 	// A name that is looked up in vain is looked up again ever later.
 	firstRetry, lastRetry = 5 * time.Second, 5 * time.Minute
 	lookupTime            = 4 * time.Second // for a look-up; the tunnel's lock is held
+	lookRetry = time.Second // after a look that failed
 	// hookEnds is what a shell may take to end that was told to leave the guard running.
 	hookEnds = 2 * time.Second
 	// The same repair is done so often in so long; then somebody else wants it otherwise.
@@ -94,8 +95,11 @@ func (a app) guard(ctx context.Context, args []string) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil // a signal is how a guard ends
-		case err != nil || done:
+		case done, err != nil && !g.begun:
 			return err
+		case err != nil: // a namespace that went while it was looked at is one reason
+			a.say("%v", err)
+			wait = lookRetry
 		}
 		if !g.idle(ctx, wait, beat) {
 			return nil
