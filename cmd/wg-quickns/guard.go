@@ -39,7 +39,7 @@ const (
 	// A name that is looked up in vain is looked up again ever later.
 	firstRetry, lastRetry = 5 * time.Second, 5 * time.Minute
 	lookupTime            = 4 * time.Second // for a look-up; the tunnel's lock is held
-	lookRetry = time.Second // after a look that failed
+	lookRetry             = time.Second     // after a look that failed
 	// hookEnds is what a shell may take to end that was told to leave the guard running.
 	hookEnds = 2 * time.Second
 	// The same repair is done so often in so long; then somebody else wants it otherwise.
