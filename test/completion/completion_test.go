@@ -53,7 +53,9 @@ func world(t *testing.T) (dir string) {
 	must(t, err)
 	text, err := os.ReadFile(path)
 	must(t, err)
-	for _, sub := range []string{"/bin", "/here", "/here/folder", "/home", "/home/fpath"} {
+	for _, sub := range []string{"/bin", "/here", "/here/folder", "/home", "/home/fpath",
+		// without the last of these, fish reads all manual pages in the background
+		"/home/.local", "/home/.local/share", "/home/.local/share/fish", "/home/.local/share/fish/generated_completions"} {
 		must(t, os.Mkdir(dir+sub, 0o777))
 		must(t, os.Chmod(dir+sub, 0o777))
 	}
