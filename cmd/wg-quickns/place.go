@@ -232,9 +232,11 @@ func (p place) changed() bool {
 	return false
 }
 
-// vanished says whether a namespace could not be opened because there is none,
-// or because its process is ending.
-func vanished(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
+// vanished says whether a namespace could not be opened because there is none, or
+// only the file that it was mounted on, or because its process is ending.
+func vanished(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESRCH)
+}
 
 // targetID identifies the namespace of a journal's interface as well as it can.
 func targetID(h journal.Begin) string {

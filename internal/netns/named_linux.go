@@ -43,7 +43,7 @@ type state int
 
 const (
 	absent  state = iota
-	begun         // a Create was killed
+	begun         // a Create was killed, or a Delete
 	present       // a network namespace
 )
 
@@ -251,8 +251,8 @@ func Delete(ctx context.Context, name, id string) error {
 	return nil
 }
 
-// Is says whether /run/netns/NAME is the network namespace that Delete would
-// remove, given the same id.
+// Is says whether /run/netns/NAME is what Delete would remove, given the same id:
+// a network namespace, or the file that a killed Create or Delete left.
 func Is(name, id string) (bool, error) {
 	path, err := namedPath(name)
 	if err != nil {
@@ -262,7 +262,7 @@ func Is(name, id string) (bool, error) {
 	case err != nil || state == absent:
 		return false, err
 	case state == begun:
-		return id == "", nil
+		return true, nil
 	}
 	err = meant(path, id)
 	if other := (*OtherError)(nil); errors.As(err, &other) {

@@ -253,9 +253,9 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
-// TestKilledCreate: what a kill between the file and the mount leaves is no
-// namespace, is taken over and is deleted.
-func TestKilledCreate(t *testing.T) {
+// TestKilled: what a kill between the file and the mount leaves, in Create or in
+// Delete, is no namespace, is taken over and is deleted.
+func TestKilled(t *testing.T) {
 	create(t, "other")
 	leave := func() {
 		fd, err := unix.Open(dir+"/half", unix.O_CREAT|unix.O_EXCL, unix.S_ISVTX)
@@ -277,8 +277,21 @@ func TestKilledCreate(t *testing.T) {
 	if f, err := Find(t.Context(), Name, "half"); err != nil || !f.Missing {
 		t.Errorf("Find: %+v %v", f, err)
 	}
-	leave()
 	id := create(t, "half")
+	if err := unix.Unmount(dir+"/half", unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := Is("half", id); !ok || err != nil {
+		t.Errorf("Is: %v %v", ok, err)
+	}
+	if err := Delete(t.Context(), "half", id); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(dir + "/half"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after Delete: %v", err)
+	}
+	leave()
+	id = create(t, "half")
 	if err := Delete(t.Context(), "half", id); err != nil {
 		t.Error(err)
 	}

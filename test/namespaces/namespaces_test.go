@@ -325,6 +325,17 @@ func TestGone(t *testing.T) {
 	w.want(0, w.Down("wg0"))
 	w.becomes(before)
 
+	// So much of a deletion leaves a down that is killed in it.
+	w.want(0, w.Up("wg0"))
+	ns.Run(t, "umount", "/run/netns/box")
+	w.want(0, w.Down("wg0"))
+	w.becomes(before)
+	w.want(0, w.Up("wg0"))
+	ns.Run(t, "umount", "/run/netns/box")
+	w.want(0, w.Up("wg0"))
+	w.want(0, w.Down("wg0"))
+	w.becomes(before)
+
 	held := in(w, 0)
 	w.Config(t, "wg0", config(1, fmt.Sprint("Namespace = ", held.Process.Pid)))
 	w.want(0, w.Up("wg0"))

@@ -78,6 +78,12 @@ func TestLeftovers(t *testing.T) {
 		Run(t, "ip", "link", "del", "left0")
 		Run(t, "ip", "netns", "del", "left")
 	}()
+	// The arguments are there a moment after execve has closed the pipe that Start waits for (fs/binfmt_elf.c).
+	for args := fmt.Sprintf("/proc/%d/cmdline", sleep.Process.Pid); ; time.Sleep(time.Millisecond) {
+		if b, err := os.ReadFile(args); err != nil || len(b) > 0 {
+			break
+		}
+	}
 	got := strings.Join(Leftovers(), "\n")
 	for _, want := range []string{"namespace /run/netns/left", fmt.Sprintf("process %d ", sleep.Process.Pid), "link left0", "link left1"} {
 		if !strings.Contains(got, want) {
