@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -64,10 +63,7 @@ func (a app) check(ctx context.Context, args []string) error {
 		return err
 	}
 	if asJSON {
-		e := json.NewEncoder(os.Stdout)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		err = e.Encode(report)
+		err = printJSON(os.Stdout, report)
 	} else {
 		err = report.print(os.Stdout)
 		fmt.Fprintf(os.Stderr, "%s: errors: %d, warnings: %d, notes: %d\n", a.program, report.Errors, report.Warnings, report.Notes)

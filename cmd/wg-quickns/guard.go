@@ -394,11 +394,21 @@ func (s *session) broken(ctx context.Context, moves ...move) (strategies.Repair,
 			hosts = append(hosts, v.Route.Dst)
 		}
 	}
-	standing := make([]strategies.Standing, len(entries))
+	return strategies.Guard(cfg, f, s.place.Place, standing(entries), s.log.Known(), hosts), entries, f, nil
+}
+
+// standing are entries of the journal as the strategies take them.
+func standing(entries []journal.Entry) []strategies.Standing {
+	list := make([]strategies.Standing, len(entries))
 	for i, e := range entries {
-		standing[i] = strategies.Standing{ID: e.ID, Action: plan.Action{NS: e.NS, Do: e.Do, Undo: e.Undo}}
+		list[i] = strategies.Standing{ID: e.ID, Action: plan.Action{NS: e.NS, Do: e.Do, Undo: e.Undo}}
 	}
-	return strategies.Guard(cfg, f, s.place.Place, standing, s.log.Known(), hosts), entries, f, nil
+	return list
+}
+
+// hasKillSwitch says whether a kill switch stands.
+func hasKillSwitch(entries []journal.Entry) bool {
+	return slices.ContainsFunc(entries, func(e journal.Entry) bool { return shut(e.Do) })
 }
 
 // whereabouts lists where the peers are.

@@ -6,7 +6,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -185,6 +187,14 @@ func trace(commands []string) {
 		b.WriteByte('\n')
 	}
 	os.Stderr.Write(b.Bytes())
+}
+
+// printJSON writes an answer for programs.
+func printJSON(w io.Writer, answer any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(answer)
 }
 
 // say prints a message of this program's own.

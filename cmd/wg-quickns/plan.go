@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -192,10 +191,7 @@ func (a app) pending(t target, log *journal.Journal) ([]planned, error) {
 // show prints a plan: commands, and behind each what would undo it and why it is there.
 func show(w io.Writer, list []planned, asJSON bool) error {
 	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		return e.Encode(list)
+		return printJSON(w, list)
 	}
 	var b strings.Builder
 	for _, p := range list {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/engine"
@@ -24,6 +23,9 @@ func (a app) reload(ctx context.Context, arg string) error {
 	t, err := a.parse(arg)
 	if err != nil {
 		return err
+	}
+	if insideHook(t.name) {
+		return fmt.Errorf("reload was called by a hook of `%s' itself", t.name)
 	}
 	p, err := findPlace(ctx, t.path, t.cfg)
 	if err != nil {
@@ -59,7 +61,7 @@ func (a app) reload(ctx context.Context, arg string) error {
 		}
 	} else {
 		wg := strategies.Swap{Do: []plan.Action{{NS: s.place.Target, Do: plan.WG{Link: s.name, Device: &device, Sync: true, Remove: remove}}}}
-		// A route to an endpoint comes before the endpoint, all else after.
+		// Behind what is new, a route to an endpoint among it, and before all else.
 		change.Swaps = append([]strategies.Swap{wg}, change.Swaps...)
 	}
 	work := engine.Change{First: change.First, New: change.New, Retire: change.Retire, Forget: change.Forget}
@@ -78,12 +80,14 @@ func (a app) reload(ctx context.Context, arg string) error {
 	return s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries)})
 }
 
+// fixed is the refusal of a change that only down and up can make.
+func (s *session) fixed(what string) error {
+	return fmt.Errorf("%s: %s cannot be changed while `%s' is up (hint: down, then up)", s.path, what, s.name)
+}
+
 // inPlace refuses what only down and up can change.
 func (s *session) inPlace(p place) error {
 	head, _ := s.log.Header()
-	no := func(what string) error {
-		return fmt.Errorf("%s: %s cannot be changed while `%s' is up (hint: down, then up)", s.path, what, s.name)
-	}
 	same := func(a, b plan.NS) bool {
 		x, errX := netns.Identify(string(a))
 		y, errY := netns.Identify(string(b))
@@ -93,11 +97,11 @@ func (s *session) inPlace(p place) error {
 	case s.gone(s.place.Target):
 		return errors.New("its network namespace is gone (hint: down)")
 	case !same(p.Target, s.place.Target):
-		return no("Namespace")
+		return s.fixed("Namespace")
 	case !same(p.Birth, s.place.Birth):
-		return no("BirthNamespace")
+		return s.fixed("BirthNamespace")
 	case s.cfg.Strategy() != head.Strategy:
-		return no("RoutingStrategy")
+		return s.fixed("RoutingStrategy")
 	}
 	return nil
 }
@@ -113,14 +117,11 @@ func (s *session) change(ctx context.Context) (strategies.Change, error) {
 	if err != nil {
 		return none, err
 	}
-	standing := make([]strategies.Standing, len(entries))
-	for i, e := range entries {
-		standing[i] = strategies.Standing{ID: e.ID, Action: plan.Action{NS: e.NS, Do: e.Do, Undo: e.Undo}}
+	if s.cfg.KillSwitch != hasKillSwitch(entries) {
+		return none, s.fixed("KillSwitch")
 	}
-	if s.cfg.KillSwitch != slices.ContainsFunc(entries, func(e journal.Entry) bool { return shut(e.Do) }) {
-		return none, fmt.Errorf("%s: KillSwitch cannot be changed while `%s' is up (hint: down, then up)", s.path, s.name)
-	}
-	before, mark := strategies.Before(f, standing)
+	up := standing(entries)
+	before, mark := strategies.Before(f, up)
 	s.forecast, s.device = before, &before.Device
 	var wanted []plan.Action
 	for _, stage := range s.stages(journal.Begin{}, 0) {
@@ -141,5 +142,5 @@ func (s *session) change(ctx context.Context) (strategies.Change, error) {
 		}
 		wanted = append(wanted, actions...)
 	}
-	return strategies.Reload(wanted, standing), nil
+	return strategies.Reload(wanted, up), nil
 }

@@ -218,17 +218,13 @@ func (s *session) forgetStale(ctx context.Context) error {
 	return s.log.Remove()
 }
 
-// tunnels lists the interfaces of other journals that a namespace is the home or the birthplace of.
-func (s *session) tunnels(ns plan.NS) ([]string, error) {
+// otherLogs are the journals of all tunnels but this one.
+func (s *session) otherLogs() ([]*journal.Journal, error) {
 	names, err := stateRoot.Names()
 	if err != nil {
 		return nil, err
 	}
-	var id string // it may go by another name there
-	if now, err := netns.Identify(string(ns)); err == nil {
-		id = now.String()
-	}
-	var in []string
+	var logs []*journal.Journal
 	for _, name := range names {
 		if name == s.state {
 			continue
@@ -237,6 +233,23 @@ func (s *session) tunnels(ns plan.NS) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
+		logs = append(logs, log)
+	}
+	return logs, nil
+}
+
+// tunnels lists the interfaces of other journals that a namespace is the home or the birthplace of.
+func (s *session) tunnels(ns plan.NS) ([]string, error) {
+	logs, err := s.otherLogs()
+	if err != nil {
+		return nil, err
+	}
+	var id string // it may go by another name there
+	if now, err := netns.Identify(string(ns)); err == nil {
+		id = now.String()
+	}
+	var in []string
+	for _, log := range logs {
 		h, _ := log.Header()
 		is := func(path string) bool { return path == string(ns) || id != "" && h.Spaces[path] == id }
 		if is(h.Target) || is(h.Birth) {
@@ -248,20 +261,13 @@ func (s *session) tunnels(ns plan.NS) ([]string, error) {
 
 // others lists the undo steps pending in the journals of this namespace's other tunnels.
 func (s *session) others() ([]plan.Step, error) {
-	names, err := stateRoot.Names()
+	logs, err := s.otherLogs()
 	if err != nil {
 		return nil, err
 	}
 	mine, _ := s.log.Header()
 	var steps []plan.Step
-	for _, name := range names {
-		if name == s.state {
-			continue
-		}
-		log, err := stateRoot.Open(name)
-		if err != nil {
-			return nil, err
-		}
+	for _, log := range logs {
 		if h, ok := log.Header(); !ok || targetID(h) != targetID(mine) {
 			continue
 		}

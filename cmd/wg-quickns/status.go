@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -84,9 +83,7 @@ func (a app) statusCommand(ctx context.Context, args []string) error {
 		return err
 	}
 	if asJSON {
-		e := json.NewEncoder(os.Stdout)
-		e.SetIndent("", "  ")
-		err = e.Encode(list)
+		err = printJSON(os.Stdout, list)
 	} else if len(list) > 0 {
 		err = table(os.Stdout, list)
 	}
@@ -216,7 +213,7 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 	if err != nil {
 		return t, "", err
 	}
-	t.Shut = slices.ContainsFunc(standing, func(e journal.Entry) bool { return shut(e.Do) })
+	t.Shut = hasKillSwitch(standing)
 	link, found, err := s.kernel.Link(s.local(p.Target), h.Interface)
 	switch {
 	case err != nil:

@@ -11,8 +11,8 @@ import (
 // of the journal.
 type Change struct {
 	First  []int // to be undone before the rest
-	Swaps  []Swap
 	New    []plan.Action
+	Swaps  []Swap
 	Retire []int // to be undone after the rest
 	Forget []int // succeeded by New
 }
@@ -36,24 +36,18 @@ func (e *Engine) Change(ctx context.Context, c Change) error {
 	if err := e.retire(ctx, lock, c.First, true); err != nil {
 		return err
 	}
-	for _, s := range c.Swaps {
-		if err := e.swap(ctx, s); err != nil {
-			return err
-		}
-	}
 	for _, a := range c.New {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		id, err := e.Journal.Intend(a)
-		if err != nil {
+		if last, err := e.record(ctx, a); last != nil {
+			return errors.Join(err, e.settle(ctx, last, err))
+		} else if err != nil {
 			return err
 		}
-		out, err := e.do(ctx, a.NS, a.Do, true)
-		if err != nil {
-			return errors.Join(err, e.settle(ctx, &attempt{id, a}, err))
-		}
-		if err := e.Journal.Done(id, out); err != nil {
+	}
+	for _, s := range c.Swaps {
+		if err := e.swap(ctx, s); err != nil {
 			return err
 		}
 	}

@@ -171,6 +171,12 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 			return nil, e.share(a)
 		}
 	}
+	return e.record(ctx, a)
+}
+
+// record does an action between two records of the journal. What is not journaled
+// is not done. The attempt is the action if doing it failed.
+func (e *Engine) record(ctx context.Context, a plan.Action) (*attempt, error) {
 	id, err := e.Journal.Intend(a)
 	if err != nil {
 		return nil, err

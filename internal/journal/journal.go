@@ -362,12 +362,7 @@ func (j *Journal) Compact() error {
 	records := []record{{Op: opBegin, Begin: j.begin}}
 	id := 0
 	for i, e := range j.entries {
-		var undo []plan.Step
-		for n, s := range e.undo {
-			if !e.undone[n] {
-				undo = append(undo, s)
-			}
-		}
+		undo := e.left(i + 1).Undo
 		if len(undo) == 0 && (len(e.undo) > 0 || !e.certain) {
 			continue
 		}
@@ -578,16 +573,22 @@ func line(r *record) ([]byte, error) {
 // DownBegun says that `down` has begun and not finished.
 func (j *Journal) DownBegun() bool { return j.down }
 
+// left is an entry with what of its undo is still to be done.
+func (e *entry) left(id int) Entry {
+	out := Entry{ID: id, NS: e.ns, Do: e.do, Certain: e.certain}
+	for n, s := range e.undo {
+		if !e.undone[n] {
+			out.Undo, out.N = append(out.Undo, s), append(out.N, n)
+		}
+	}
+	return out
+}
+
 // Pending lists the entries of which something is still to be undone, oldest first.
 func (j *Journal) Pending() []Entry {
 	var list []Entry
 	for i, e := range j.entries {
-		out := Entry{ID: i + 1, NS: e.ns, Do: e.do, Certain: e.certain}
-		for n, s := range e.undo {
-			if !e.undone[n] {
-				out.Undo, out.N = append(out.Undo, s), append(out.N, n)
-			}
-		}
+		out := e.left(i + 1)
 		if out.Undo != nil {
 			list = append(list, out)
 		}
@@ -600,12 +601,7 @@ func (j *Journal) Pending() []Entry {
 func (j *Journal) Standing() ([]Entry, error) {
 	var list []Entry
 	for i, e := range j.entries {
-		out := Entry{ID: i + 1, NS: e.ns, Do: e.do, Certain: e.certain}
-		for n, s := range e.undo {
-			if !e.undone[n] {
-				out.Undo, out.N = append(out.Undo, s), append(out.N, n)
-			}
-		}
+		out := e.left(i + 1)
 		if !e.certain || len(e.undo) > 0 && out.Undo == nil {
 			continue
 		}

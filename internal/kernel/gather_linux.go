@@ -101,10 +101,11 @@ func (d *Doer) GatherLink(ctx context.Context, ns plan.NS, link string, ask Aske
 	if i >= 0 {
 		l = f.Links[i]
 	}
-	if ask.Absent {
-	} else if ask.Device != nil && ask.Device.Index == l.Index {
+	switch {
+	case ask.Absent:
+	case ask.Device != nil && ask.Device.Index == l.Index:
 		f.Device = *ask.Device
-	} else {
+	default:
 		dev, kernel, err := sp.device(ctx, link)
 		if err != nil {
 			return nil, err

@@ -111,6 +111,10 @@ func TestReload(t *testing.T) {
 				if i == 0 && strings.Contains(r.Output, "[#]") {
 					t.Errorf("nothing changed, yet: %s", r)
 				}
+				route, wg := strings.Index(r.Output, "add 198.51.100.9"), strings.Index(r.Output, "wg syncconf")
+				if i == 1 && strings.HasPrefix(strategy, "override") && (route < 0 || wg < route) {
+					t.Errorf("no route to a new endpoint before the endpoint: %s", r)
+				}
 				if got := seen(t, b); got != want[i] {
 					t.Errorf("%s: reload leads to\n%s\nand up to\n%s", s.name, got, want[i])
 				}
@@ -168,6 +172,13 @@ func TestRefused(t *testing.T) {
 	}
 	if r := b.Up("wg0"); r.Code != 0 {
 		t.Fatal(r)
+	}
+	b.Config(t, "wg0", file(keys+"\nPreDown = "+b.Program+" reload %i 2>"+b.Dir+"/said; false", "0.0.0.0/0", ""))
+	if r := b.Down("wg0"); r.Code != 1 {
+		t.Error(r)
+	}
+	if said, _ := os.ReadFile(b.Dir + "/said"); !strings.Contains(string(said), "reload was called by a hook of `wg0' itself") {
+		t.Errorf("by a hook: %q", said)
 	}
 	before := seen(t, b)
 	for extra, what := range map[string]string{

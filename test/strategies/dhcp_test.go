@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"wg-quickns/test/bed"
 	"wg-quickns/test/state"
 )
 
@@ -124,7 +125,7 @@ func (g *watch) look() {
 func (g *watch) settle(t *testing.T, quiet time.Duration) time.Duration {
 	t.Helper()
 	begin := time.Now()
-	ok := wait(quiet+5*time.Second, func() bool {
+	ok := bed.Wait(quiet+5*time.Second, func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		return g.since.IsZero() && time.Since(g.right) > quiet && time.Since(begin) > quiet
@@ -177,11 +178,11 @@ func (c dhcpcd) renew(w *world)  { c.run(w, "-N", "eth0") }
 func (c dhcpcd) rebind(w *world) { c.run(w, "-n", "eth0") }
 func (c dhcpcd) release(w *world) {
 	c.run(w, "-k", "eth0")
-	wait(5*time.Second, func() bool { return w.host.Try("pgrep", "-x", "dhcpcd").Code != 0 })
+	bed.Wait(5*time.Second, func() bool { return w.host.Try("pgrep", "-x", "dhcpcd").Code != 0 })
 }
 func (c dhcpcd) end(w *world) {
 	w.host.Try("dhcpcd", "-4", "-x", "eth0")
-	wait(5*time.Second, func() bool { return exec.Command("pgrep", "-x", "dhcpcd").Run() != nil })
+	bed.Wait(5*time.Second, func() bool { return exec.Command("pgrep", "-x", "dhcpcd").Run() != nil })
 }
 
 type dhclient struct{ dir string }
@@ -358,7 +359,7 @@ func TestRouterAdvertisements(t *testing.T) {
 			w.t = t
 			before := w.take()
 			w.advertise(1800)
-			if !wait(5*time.Second, func() bool { return strings.Contains(w.host.Run("ip", "-6", "route"), "default via fe80::1") }) {
+			if !bed.Wait(5*time.Second, func() bool { return strings.Contains(w.host.Run("ip", "-6", "route"), "default via fe80::1") }) {
 				t.Fatal("no default route by the advertisement")
 			}
 			w.client("RoutingStrategy = "+strategy, "::/0", endpointOf(true))

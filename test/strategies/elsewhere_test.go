@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
 	"wg-quickns/test/state"
 )
@@ -34,13 +35,13 @@ func TestGuardElsewhere(t *testing.T) {
 		if r := box.Try("ip", "route", "del", "default"); r.Code != 0 {
 			t.Fatal(r)
 		}
-		if !wait(bound, func() bool { return strings.Contains(box.Try("ip", "route").Stdout, "default dev wg0") }) {
+		if !bed.Wait(bound, func() bool { return strings.Contains(box.Try("ip", "route").Stdout, "default dev wg0") }) {
 			t.Errorf("the default route does not come back: %s", guard.text())
 		}
 		if r := box.Try("ip", "link", "set", "wg0", "down"); r.Code != 0 {
 			t.Fatal(r)
 		}
-		if !wait(bound, func() bool { return strings.Contains(box.Try("ip", "route").Stdout, "default dev wg0") }) {
+		if !bed.Wait(bound, func() bool { return strings.Contains(box.Try("ip", "route").Stdout, "default dev wg0") }) {
 			t.Errorf("the link does not come up again: %s", guard.text())
 		}
 		time.Sleep(time.Second)
@@ -49,7 +50,7 @@ func TestGuardElsewhere(t *testing.T) {
 		t.Error("no answer through the tunnel")
 	}
 	run("down")
-	if !wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is down") }) {
+	if !bed.Wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is down") }) {
 		t.Errorf("the guard does not end with its tunnel: %s", guard.text())
 	}
 	guard.end(syscall.SIGTERM)
@@ -68,7 +69,7 @@ func TestGuardContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Process.Kill(); c.Wait() })
-	wait(5*time.Second, func() bool {
+	bed.Wait(5*time.Second, func() bool {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.Process.Pid))
 		return string(comm) == "sleep\n"
 	})
@@ -77,7 +78,7 @@ func TestGuardContainer(t *testing.T) {
 	guard := w.guard()
 	c.Process.Kill()
 	c.Wait()
-	if !wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is gone: cleaning up") }) {
+	if !bed.Wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is gone: cleaning up") }) {
 		t.Errorf("the guard does not notice: %s", guard.text())
 		w.down("wg0")
 	}

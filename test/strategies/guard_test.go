@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"wg-quickns/test/bed"
 	"wg-quickns/test/state"
 )
 
@@ -41,7 +42,7 @@ func TestGuardLives(t *testing.T) {
 			}()
 			right := func(what string, within time.Duration) {
 				t.Helper()
-				if !wait(within, func() bool { return state.Diff(whole, w.take()) == "" }) {
+				if !bed.Wait(within, func() bool { return state.Diff(whole, w.take()) == "" }) {
 					t.Errorf("%s: after %v\n%s", what, within, state.Diff(whole, w.take()))
 				}
 				if !w.ping(world4, 3*bound) {
@@ -75,7 +76,7 @@ func TestGuardLives(t *testing.T) {
 			right("undone while the guard slept", 3*bound)
 
 			w.host.Run("ip", "link", "del", "wg0")
-			if !wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is gone: cleaning up") }) {
+			if !bed.Wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is gone: cleaning up") }) {
 				t.Error("the guard does not notice that the interface is gone")
 			}
 			guard.cmd.Wait()
@@ -92,7 +93,7 @@ func TestGuardLives(t *testing.T) {
 			w.up("wg0")
 			guard = w.guard()
 			w.down("wg0")
-			if !wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is down: nothing is left to guard") }) {
+			if !bed.Wait(5*time.Second, func() bool { return strings.Contains(guard.text(), "is down: nothing is left to guard") }) {
 				t.Error("the guard does not end with its tunnel")
 			}
 			if r := w.host.Try(w.program, "guard", "wg0"); r.Code != 1 || !strings.Contains(r.Stderr, "there is nothing to guard") {
@@ -111,7 +112,7 @@ func TestFight(t *testing.T) {
 	w.up("wg0")
 	guard := w.guard()
 	foe := start(t, w.host, "bash", "-c", "while sleep 0.02; do ip route del 198.51.100.1 2>/dev/null; done")
-	if !wait(30*time.Second, func() bool { return strings.Contains(guard.text(), "undoes this again and again") }) {
+	if !bed.Wait(30*time.Second, func() bool { return strings.Contains(guard.text(), "undoes this again and again") }) {
 		t.Error("the guard does not say that somebody undoes its work")
 	}
 	time.Sleep(time.Second)
@@ -265,7 +266,7 @@ func TestNames(t *testing.T) {
 				server = name("198.51.100.2")
 				begin := time.Now()
 				go func() { w.host.Try("ping", "-nqc200", world4) }() // somebody wants an answer
-				if !wait(150*time.Second, func() bool { return w.host.Try("ping", "-nqc1", "-W1", world4).Code == 0 }) {
+				if !bed.Wait(150*time.Second, func() bool { return w.host.Try("ping", "-nqc1", "-W1", world4).Code == 0 }) {
 					t.Errorf("not back: %s", guard.text())
 				}
 				t.Logf("a peer that is elsewhere: back after %v", time.Since(begin).Round(time.Second))

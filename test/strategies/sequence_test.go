@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"wg-quickns/test/bed"
 	"wg-quickns/test/state"
 )
 
@@ -151,7 +152,7 @@ func (s *sequence) run(steps int) bool {
 		s.w.down("wg1")
 	}
 	d := ""
-	if !wait(time.Second, func() bool { d = state.Diff(s.control.take(), s.w.take()); return d == "" }) {
+	if !bed.Wait(time.Second, func() bool { d = state.Diff(s.control.take(), s.w.take()); return d == "" }) {
 		s.w.t.Errorf("the state that the events alone give, and this:\n%s", d)
 	}
 	s.linked, s.address, s.gateway = true, 0, 0

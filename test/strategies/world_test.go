@@ -5,7 +5,6 @@ package strategies
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
 	"wg-quickns/test/programs"
 	"wg-quickns/test/state"
@@ -443,24 +443,10 @@ func (p *process) end(sig syscall.Signal) int {
 func (w *world) guard() *process {
 	w.t.Helper()
 	p := start(w.t, w.host, w.program, "guard", "wg0")
-	if !wait(10*time.Second, func() bool { return strings.Contains(p.text(), "guarding `wg0'") }) {
+	if !bed.Wait(10*time.Second, func() bool { return strings.Contains(p.text(), "guarding `wg0'") }) {
 		w.t.Fatalf("the guard does not start:\n%s", p.text())
 	}
 	return p
-}
-
-// wait polls until ok, for at most d.
-func wait(d time.Duration, ok func() bool) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			return ok()
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-	return true
 }
 
 // times are how long things took.
