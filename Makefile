@@ -1,27 +1,31 @@
 # make help lists what there is.
 GO         ?= $(or $(shell command -v go),/usr/local/go/bin/go)
 PREFIX     ?= /usr/local
-VERSION    ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
+# before the first tag: 0.0.0-COMMITS-gHASH, as git describe would have it
+VERSION    ?= $(or $(shell git describe --tags --dirty 2>/dev/null),0.0.0-$(shell git rev-list --count HEAD 2>/dev/null)-g$(or $(shell git describe --always --dirty 2>/dev/null),unknown))
+PROGRAM    ?= build/wg-quickns
+ARCHES     ?= amd64 arm64 arm riscv64
+PACKAGES   ?= build/packages
 BENCHFLAGS ?= -n 7
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 SCRIPTS     = $(shell git ls-files -co --exclude-standard | xargs grep -lsE '^\#!/bin/(ba|busybox )?sh')
-BUILDFLAGS  = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+BUILDFLAGS  = -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 export GO
 export PATH := $(PATH):$(dir $(GO))
 export CGO_ENABLED = 0
 
-.PHONY: help build install demo test lint vuln bench man clean
+.PHONY: help build install cross deb rpm demo test lint vuln bench man clean
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 build: ## build/wg-quickns
-	$(GO) build $(BUILDFLAGS) -o build/wg-quickns ./cmd/wg-quickns
+	$(GO) build $(BUILDFLAGS) -o $(PROGRAM) ./cmd/wg-quickns
 
 install: build ## the program, its manual and completions under $(DESTDIR)$(PREFIX)
-	install -D -m 755 build/wg-quickns $(DESTDIR)$(PREFIX)/bin/wg-quickns
+	install -D -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/wg-quickns
 	install -D -m 644 cmd/wg-quickns/completion/wg-quickns.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/wg-quickns
 	install -D -m 644 cmd/wg-quickns/completion/wg-quickns.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_wg-quickns
 	install -D -m 644 cmd/wg-quickns/completion/wg-quickns.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/wg-quickns.fish
@@ -29,7 +33,16 @@ install: build ## the program, its manual and completions under $(DESTDIR)$(PREF
 	for unit in systemd/*.service systemd/*.target; do \
 	  install -D -m 644 $$unit $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/} && \
 	  sed -i 's|/usr/bin/wg-quickns|$(PREFIX)/bin/wg-quickns|' $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/} || exit; done
-	for page in $(wildcard man/*.[1-9]); do install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/} || exit; done
+	for page in $(wildcard man/*.[1-9]); do to=$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/} && \
+	  install -D -m 644 $$page $$to && sed -i 's|/usr/local/|$(PREFIX)/|' $$to || exit; done
+
+cross: ## the program for amd64, arm64, arm and riscv64 (ARCHES), below build/cross, vetted
+	for arch in $(ARCHES); do export GOARCH=$$arch GOARM=6 && $(MAKE) build PROGRAM=build/cross/$$arch/wg-quickns && $(GO) vet ./... || exit; done
+
+deb: cross ## packages for Debian and its kin, in build/packages
+rpm: cross ## packages for Fedora and its kin, in build/packages
+deb rpm:
+	for arch in $(ARCHES); do systemd/package/pack $@ $$arch $(VERSION) $(PACKAGES) || exit; done
 
 demo: build ## a full tunnel between two namespaces of its own, up and down
 	./test/demo/run

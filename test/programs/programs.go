@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 )
 
 // Quickns is the path of wg-quickns. Without $WG_QUICKNS it is built first.
@@ -23,6 +24,19 @@ func Faults() (string, error) {
 // own dependency.
 func WireGuardGo() (string, error) {
 	return built("WG_WIREGUARD_GO", "wireguard-go", "golang.zx2c4.com/wireguard", "")
+}
+
+// Packages are two packages of wg-quickns for Debian, the older first, which test/run
+// makes where there is systemd.
+func Packages() ([]string, error) {
+	dir := os.Getenv("WG_PACKAGES")
+	list := []string{dir + "/wg-quickns_1.0.0~rc1_" + runtime.GOARCH + ".deb", dir + "/wg-quickns_1.0.0_" + runtime.GOARCH + ".deb"}
+	for _, p := range list {
+		if _, err := os.Stat(p); err != nil {
+			return nil, fmt.Errorf("packages: %w (test/run systemd makes them)", err)
+		}
+	}
+	return list, nil
 }
 
 // WGQuick is the path of the reference's wg-quick.

@@ -103,7 +103,7 @@ func TestConfinedExec(t *testing.T) {
 	before := state(t)
 	ns.Run(t, "systemctl", "start", tunnel)
 	ns.Run(t, "systemd-run", "--quiet", "--unit=other", "--property=Type=exec", "--property=BindsTo="+tunnel, "--property=After="+tunnel,
-		"/usr/local/bin/wg-quickns", "exec", "--user", "nobody", "confined", "--", "sleep", "infinity")
+		"/usr/bin/wg-quickns", "exec", "--user", "nobody", "confined", "--", "sleep", "infinity")
 	pid := mainPID(t, "other")
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(comm) == "sleep\n" {

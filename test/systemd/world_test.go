@@ -22,7 +22,7 @@ const (
 	page     = "from far away"
 )
 
-// TestMain makes the machine ready once: the program and the examples in their
+// TestMain makes the machine ready once: the package installed, the examples in their
 // places, a way out by eth0, and behind it the tunnels' server, which has the
 // only name server and the only web page.
 func TestMain(m *testing.M) {
@@ -30,9 +30,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "FAIL: this is for a machine of its own with systemd: test/run systemd")
 		os.Exit(1)
 	}
-	program, err := programs.Quickns()
+	packages, err := programs.Packages()
 	if err == nil {
-		script := exec.Command("bash", "-euc", machine, "machine", program, examples, page)
+		script := exec.Command("bash", "-euc", machine, "machine", packages[0], examples, page)
 		script.Stdout, script.Stderr = os.Stdout, os.Stderr
 		err = script.Run()
 	}
@@ -44,10 +44,9 @@ func TestMain(m *testing.M) {
 }
 
 const machine = `
-cp "$1" /usr/local/bin/wg-quickns
+dpkg -i "$1" >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }
 install -m 600 "$2"/*.conf /etc/wireguard
-install -m 644 "$2"/*.service ../../systemd/*.service ../../systemd/*.target /etc/systemd/system
-sed -i 's|/usr/bin/wg-quickns|/usr/local/bin/wg-quickns|' /etc/systemd/system/wg-quickns*
+install -m 644 "$2"/*.service /etc/systemd/system
 systemctl daemon-reload
 echo 192.0.2.10 vpn.example.com >>/etc/hosts
 rm -f /etc/resolv.conf && echo nameserver 192.0.2.1 >/etc/resolv.conf
