@@ -51,7 +51,9 @@ func Serve(name string) error {
 		return err
 	}
 	defer uapi.Close()
-	dev := device.NewDevice(link, conn.NewDefaultBind(), log)
+	reader := &loopless{Device: link}
+	dev := device.NewDevice(reader, conn.NewDefaultBind(), log)
+	reader.device.Store(dev)
 	defer dev.Close()
 	closed := make(chan error, 1)
 	go func() {

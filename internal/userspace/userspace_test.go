@@ -399,6 +399,50 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
+// TestLoop: while the way to the peer leads into the tunnel, encrypted packets do not go
+// that way, so that the peer is not taken to have moved there.
+func TestLoop(t *testing.T) {
+	a, b := ns.New(t, "a"), ns.New(t, "b")
+	ns.Veth(a, "veth", []string{"192.0.2.1/24"}, b, "veth", []string{"192.0.2.2/24"})
+	keys := [2]*ecdh.PrivateKey{}
+	for i := range keys {
+		keys[i], _ = ecdh.X25519().GenerateKey(rand.Reader)
+	}
+	for i, n := range []*ns.NS{a, b} {
+		name := fmt.Sprintf("uloop%d", i)
+		start(t, n, name)
+		uapi(t, name, fmt.Sprintf("set=1\nprivate_key=%x\nlisten_port=%d\npublic_key=%x\nendpoint=192.0.2.%d:%d\nallowed_ip=0.0.0.0/0\n",
+			keys[i].Bytes(), 51820+i, keys[1-i].PublicKey().Bytes(), 2-i, 51821-i))
+		n.Run("ip", "addr", "add", fmt.Sprintf("10.9.0.%d/24", i+1), "dev", name)
+		n.Run("ip", "link", "set", name, "up")
+		defer n.Run("ip", "link", "del", name)
+	}
+	a.Run("ping", "-nqc1", "-w9", "10.9.0.2")
+	a.Run("bash", "-c", `ping -nqi0.002 -w1 10.9.0.2 &
+		for i in {1..99}; do ip route add 192.0.2.2 dev uloop0; ip route del 192.0.2.2; done; wait; true`)
+	for i, want := range []string{"192.0.2.2:51821", "192.0.2.1:51820"} {
+		if got := uapi(t, fmt.Sprintf("uloop%d", i), "get=1\n")["endpoint"]; got != want { // of the last packet
+			t.Errorf("the peer of %d is at %s, not %s", i, got, want)
+		}
+	}
+	// another's in this tunnel passes
+	var c *net.UDPConn
+	if err := a.Do(func() (err error) { c, err = net.ListenUDP("udp", nil); return }); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var far *net.UDPConn
+	if err := b.Do(func() (err error) { far, err = net.ListenUDP("udp", &net.UDPAddr{Port: 7}); return }); err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	c.WriteTo(append([]byte{1, 0, 0, 0}, make([]byte, 144)...), &net.UDPAddr{IP: net.IPv4(10, 9, 0, 2), Port: 7})
+	far.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if n, _, err := far.ReadFrom(make([]byte, 200)); n != 148 || err != nil {
+		t.Errorf("another's encrypted packet: %d bytes, %v", n, err)
+	}
+}
+
 // TestPrograms: which implementation is taken, its trace line and its failures.
 func TestPrograms(t *testing.T) {
 	dir := t.TempDir()

@@ -3,6 +3,7 @@ package strategies
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -205,7 +206,7 @@ var offers = []struct{ name, options string }{
 	{"a router", "--dhcp-option=3,192.168.1.1"},
 	{"both halves", "--dhcp-option=121,0.0.0.0/0,192.168.1.1,0.0.0.0/1,192.168.1.1,128.0.0.0/1,192.168.1.1"},
 	{"both halves alone", "--dhcp-option=121,0.0.0.0/1,192.168.1.1,128.0.0.0/1,192.168.1.1"},
-	{"a public /24", "--dhcp-option=121,0.0.0.0/0,192.168.1.1,203.0.113.0/24,192.168.1.2"},
+	{"a public network", "--dhcp-option=121,0.0.0.0/0,192.168.1.1,203.0.113.0/24,192.168.1.2"},
 	{"the endpoint", "--dhcp-option=121,0.0.0.0/0,192.168.1.1,198.51.100.1/32,192.168.1.2"},
 	{"option 33", "--dhcp-option=3,192.168.1.1 --dhcp-option=33,203.0.113.9,192.168.1.2"},
 }
@@ -244,8 +245,8 @@ initial-interval 1; backoff-cutoff 1; timeout 20; retry 1;
 		}
 	}
 	w.t = t
-	for _, event := range []string{"bind", "renew", "rebind", "release"} {
-		took[event].report(t, event)
+	for _, what := range slices.Sorted(maps.Keys(took)) {
+		took[what].report(t, what)
 	}
 }
 
@@ -274,11 +275,12 @@ func (w *world) dhcp(options, strategy string, c client, took map[string]times) 
 	defer watch.end()
 	rounds := 1
 	if full {
-		rounds = 3
+		rounds = 5 // of 12 offers and clients
 	}
 	check := func(event string, do func(*world), quiet time.Duration) {
 		do(w)
-		took[event] = append(took[event], watch.settle(t, quiet))
+		what := strategy + ", " + event
+		took[what] = append(took[what], watch.settle(t, quiet))
 		if event != "release" && !w.ping(world4, 3*bound) {
 			t.Errorf("after %s: no answer through the tunnel", event)
 		}
