@@ -59,10 +59,11 @@ func selects(r facts.Rule, mark uint32, to netip.Addr) bool {
 	return match != r.Invert
 }
 
-// lookup finds the best route of one table that is not the tunnel's.
+// lookup finds the best route of one table that is not the tunnel's, nor what its kill
+// switch has behind those.
 func lookup(f *facts.Facts, table uint32, to netip.Addr) (best facts.Route, found bool) {
 	for _, r := range f.Routes {
-		if r.Table != table || r.Index == f.Device.Index || !r.Dst.Contains(to) || r.Way != nil && (r.Way.SrcLen != 0 || r.Way.TOS != 0) {
+		if r.Table != table || r.Index == f.Device.Index || r.Type == unreachable && r.Metric == lastMetric || !r.Dst.Contains(to) || r.Way != nil && (r.Way.SrcLen != 0 || r.Way.TOS != 0) {
 			continue
 		}
 		if !found || r.Dst.Bits() > best.Dst.Bits() || r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric {

@@ -439,6 +439,22 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// TestGuardKillSwitch: what a kill switch has behind the tunnel's routes is in no
+// endpoint's way, where another link takes over.
+func TestGuardKillSwitch(t *testing.T) {
+	w := begin(t, "override", home, "198.51.100.1:1", "0.0.0.0/0")
+	w.add("unreachable 0.0.0.0/1 metric 4278198272")
+	w.add("unreachable 128.0.0.0/1 metric 4278198272")
+	w.flush("eth0")
+	w.link("eth0", false)
+	w.add("10.0.0.0/24 dev wlan0 proto kernel scope link src 10.0.0.7")
+	w.add("default via 10.0.0.1 dev wlan0 proto dhcp metric 600")
+	want := []string{"ip -4 route replace 198.51.100.1/32 via 10.0.0.1 dev wlan0"}
+	if got := w.guard(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // begin brings a tunnel up.
 func begin(t *testing.T, strategy, routes, endpoints, allowed string) *world {
 	t.Helper()
