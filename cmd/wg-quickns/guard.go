@@ -98,7 +98,7 @@ func (a app) guard(ctx context.Context, args []string) error {
 		case done, err != nil && !g.begun:
 			return err
 		case err != nil: // a namespace that went while it was looked at is one reason
-			a.say("%v", err)
+			a.fail(err)
 			wait = lookRetry
 		}
 		if !g.idle(ctx, wait, beat) {
@@ -256,7 +256,7 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 	wait, err = g.check(ctx, s)
 	if err != nil {
 		// Others change things meanwhile: what fails now may do after the next change.
-		g.say("%v", err)
+		g.fail(err)
 		wait = min(checkRetry<<g.failed, firstRetry)
 		g.failed = min(g.failed+1, 10)
 	} else {
@@ -310,7 +310,7 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 	again := slices.DeleteFunc(standing, func(e journal.Entry) bool { return !shut(e.Do) })
 	if len(again) > 0 && !s.gone(s.place.Target) {
 		if err := s.engine.Repair(ctx, engine.Repair{Again: again}); err != nil {
-			g.say("%v", err)
+			g.fail(err)
 		}
 		if !g.vanished {
 			g.vanished = true
@@ -334,10 +334,10 @@ func shut(s plan.Step) bool { return s.Kind() == plan.KindKillSwitch }
 func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err error) {
 	target := s.local(s.place.Target)
 	if err := g.follow(ctx, s, target); err != nil {
-		g.say("%v", err)
+		g.fail(err)
 	}
 	if err := g.unloop(ctx, s, target); err != nil {
-		g.say("%v", err)
+		g.fail(err)
 	}
 	rep, entries, f, err := s.broken(ctx, g.moves...)
 	if err != nil {
@@ -349,7 +349,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	err = s.engine.Repair(ctx, work)
 	// A way to an endpoint comes before the endpoint: the first packet goes there at once.
 	for _, m := range g.moves {
-		trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, m.host, m.to)})
+		g.trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, m.host, m.to)})
 		err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, m.peer, m.to))
 		g.outside[m.peer] = m.to
 	}
@@ -450,7 +450,7 @@ func (g *guard) unloop(ctx context.Context, s *session, target plan.NS) error {
 				}
 			}
 			if strategies.Looped(f, was.Addr(), p.Endpoint.Addr()) {
-				trace([]string{fmt.Sprintf("wg set %s peer (at %s) endpoint %s", g.name, p.Endpoint, was)})
+				g.trace([]string{fmt.Sprintf("wg set %s peer (at %s) endpoint %s", g.name, p.Endpoint, was)})
 				err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, p.PublicKey, was))
 				continue
 			}

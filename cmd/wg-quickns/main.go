@@ -4,7 +4,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"wg-quickns/hooks"
@@ -83,6 +81,7 @@ See wg-quickns(8) and wg-quickns.conf(5) for more, and for examples.
 type app struct {
 	program string // base name of argv[0], in front of every message
 	args    []string
+	out     *output
 }
 
 // gcPercent lets a command's heap grow: most of them end before it matters, and
@@ -90,7 +89,8 @@ type app struct {
 const gcPercent = 400
 
 func main() {
-	a := app{program: filepath.Base(os.Args[0]), args: os.Args}
+	program := filepath.Base(os.Args[0])
+	a := app{program: program, args: os.Args, out: newOutput(program, os.Args)}
 	os.Exit(a.run())
 }
 
@@ -177,18 +177,6 @@ func (a app) becomeRoot(options ...string) error {
 	return fmt.Errorf("run sudo: %w", syscall.Exec(sudo, argv, os.Environ()))
 }
 
-// trace prints what is done in wg-quick's way, in one write: there may be a hundred
-// thousand routes.
-func trace(commands []string) {
-	var b bytes.Buffer
-	for _, c := range commands {
-		b.WriteString("[#] ")
-		b.WriteString(c)
-		b.WriteByte('\n')
-	}
-	os.Stderr.Write(b.Bytes())
-}
-
 // printJSON writes an answer for programs.
 func printJSON(w io.Writer, answer any) error {
 	e := json.NewEncoder(w)
@@ -197,22 +185,12 @@ func printJSON(w io.Writer, answer any) error {
 	return e.Encode(answer)
 }
 
-// say prints a message of this program's own.
-func (a app) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "%s: %s\n", a.program, strings.TrimSuffix(fmt.Sprintf(format, args...), "\n"))
-}
-
-// status prints an error, line by line where several were joined, and turns it
-// into the exit status. Of a failed hook there is nothing to add: it spoke itself.
+// status prints an error and turns it into the exit status.
 func (a app) status(err error) int {
 	if err == nil {
 		return 0
 	}
-	if text := err.Error(); text != "" {
-		for _, line := range strings.Split(text, "\n") {
-			a.say("%s", line)
-		}
-	}
+	a.fail(err)
 	return exitStatus(err)
 }
 

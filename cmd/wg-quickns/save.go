@@ -39,7 +39,7 @@ func (a app) saveCommand(ctx context.Context, arg string) error {
 // save writes the file anew: beside it first, then renamed over it, so that a
 // crash leaves the old file or the new one.
 func (s *session) save(ctx context.Context) error {
-	trace([]string{"wg showconf " + s.name})
+	s.trace([]string{"wg showconf " + s.name})
 	running, err := s.running(ctx)
 	if err != nil {
 		return err

@@ -105,7 +105,7 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 		return nil, err
 	}
 	if s.kernel, err = kernel.New(kernel.Options{
-		Userspace: startUserspace, Warn: func(text string) { a.say("%s", text) },
+		Userspace: a.startUserspace, Warn: func(text string) { a.say("%s", text) },
 	}); err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 		return nil, err
 	}
 	s.engine = &engine.Engine{
-		Doer: s.doer, Journal: s.log, Root: stateRoot, Trace: trace, Others: s.others, After: s.postDown,
+		Doer: s.doer, Journal: s.log, Root: stateRoot, Trace: a.trace, Others: s.others, After: s.postDown,
 		Gone: s.gone,
 	}
 	if err := s.forgetStale(ctx); err != nil {
@@ -140,6 +140,7 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 	} else if p != nil {
 		s.place = *p
 	}
+	a.out.set(fieldNamespace, display(s.place.Target))
 	return s, err
 }
 
@@ -180,12 +181,12 @@ func (s *session) end() {
 }
 
 // startUserspace serves the interface where the kernel has no WireGuard.
-func startUserspace(ctx context.Context, ns plan.NS, name string) (program string, err error) {
-	fmt.Fprintln(os.Stderr, "[!] Missing WireGuard kernel module. Falling back to slow userspace implementation.")
+func (a app) startUserspace(ctx context.Context, ns plan.NS, name string) (program string, err error) {
+	a.warn("[!] Missing WireGuard kernel module. Falling back to slow userspace implementation.")
 	err = netns.Do(string(ns), func() error {
 		program, err = userspace.Start(ctx, name, userspace.Options{
 			Program: os.Getenv("WG_QUICK_USERSPACE_IMPLEMENTATION"),
-			Log:     func(line string) { fmt.Fprintln(os.Stderr, line) },
+			Log:     a.warn,
 		})
 		return err
 	})
@@ -367,7 +368,7 @@ func (s *session) downHooks(phase string) []plan.Hook {
 // run runs hooks outside of a plan: those of `down`, which have no undo.
 func (s *session) run(ctx context.Context, steps []plan.Hook) error {
 	for _, h := range steps {
-		trace([]string{h.Command})
+		s.trace([]string{h.Command})
 		if _, err := s.doer.Do(ctx, s.place.Hooks, h); err != nil {
 			return err
 		}

@@ -94,6 +94,7 @@ func worldAccessible(path string) (bool, error) {
 // open locates the config file and warns of one that others may read; it parses nothing.
 func (a app) open(arg string) (target, []byte, error) {
 	t, err := a.locate(arg)
+	a.out.set(fieldInterface, t.name)
 	if err != nil {
 		return t, nil, err
 	}
@@ -102,7 +103,7 @@ func (a app) open(arg string) (target, []byte, error) {
 		return t, nil, err
 	}
 	if open {
-		fmt.Fprintf(os.Stderr, "Warning: `%s' is world accessible\n", t.path)
+		a.warn(fmt.Sprintf("Warning: `%s' is world accessible", t.path))
 	}
 	data, err := os.ReadFile(t.path)
 	if err != nil {

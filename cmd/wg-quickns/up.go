@@ -178,7 +178,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 		}},
 		{Name: "configuration", Plan: func(ctx context.Context) ([]plan.Action, error) {
 			for _, w := range s.cfg.Warnings {
-				fmt.Fprintln(os.Stderr, w)
+				s.warn(fmt.Sprint(w))
 			}
 			if err := s.resolve(ctx, retries); err != nil {
 				return nil, err
@@ -207,7 +207,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 				return nil, err
 			}
 			for _, w := range strategies.Warnings(s.cfg, f, s.place.Place) {
-				fmt.Fprintln(os.Stderr, w)
+				s.warn(w)
 			}
 			if known := strategies.Known(f); len(known) > 0 && s.forecast == nil {
 				if err := s.log.Know(known); err != nil {
@@ -247,9 +247,7 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 	if err := s.cfg.ResolveServices(port); err != nil {
 		return err
 	}
-	return dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &s.cfg.Device, dns.Options{Retries: retries, Log: func(line string) {
-		fmt.Fprintln(os.Stderr, line)
-	}})
+	return dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &s.cfg.Device, dns.Options{Retries: retries, Log: s.warn})
 }
 
 // gatherLink reads the facts that addresses and MTU follow from.
