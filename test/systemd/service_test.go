@@ -4,6 +4,7 @@ package systemd
 
 import (
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +96,33 @@ func TestServiceWaits(t *testing.T) {
 	same(t, before, state(t))
 }
 
+// TestServiceHooks: what hooks are known to do works in a unit.
+func TestServiceHooks(t *testing.T) {
+	before := state(t)
+	ns.Run(t, "bash", "-c", `cat >/run/hook <<'END'
+set -eux
+modprobe dummy && ip link add hooked type dummy && ip link delete hooked
+sysctl -w net.ipv4.conf.all.log_martians=0
+iptables -A OUTPUT -p udp --dport 9 -j REJECT && iptables -D OUTPUT -p udp --dport 9 -j REJECT && iptables -F && iptables -X
+nft add table inet hooked && nft delete table inet hooked
+ip netns add hooked && nsenter --net=/run/netns/hooked true && ip netns delete hooked
+mknod /run/hook.tun c 10 200 && : <>/run/hook.tun && rm /run/hook.tun
+touch /usr/local/hooked /root/hooked /etc/hooked && chmod 4755 /usr/local/hooked && chattr -V +i /etc/hooked && chattr -i /etc/hooked
+rm /usr/local/hooked /root/hooked /etc/hooked
+sudo -n -u nobody true && sudo -n -u nobody sudo -n -l true || [ $? = 1 ]
+unshare -pmUnr --fork true
+timeout 5 tcpdump -i lo -c 1 >/run/hook.pcap 2>&1 & sleep 1; ping -c 2 127.0.0.1; wait
+END`)
+	tunnel(t, "PostUp = bash /run/hook\nPostUp = sleep 1000 &", "192.0.2.1:51820")
+	ns.Try(exec.Command("bash", "-c", "iptables -F; iptables -X; nft flush ruleset")) // the tables that iptables makes stay
+	if r := systemctl(t, "start", "wg-quickns@unit"); r.Code != 0 {
+		t.Errorf("%s", ns.Try(exec.Command("journalctl", "--no-pager", "-u", "wg-quickns@unit")).Stdout)
+	}
+	ns.Run(t, "systemctl", "stop", "wg-quickns@unit")
+	ns.Run(t, "bash", "-c", "nft delete table ip filter; killall sleep")
+	same(t, before, state(t))
+}
+
 // TestServiceGuard: a config that needs a guard gets one, which is started again when
 // it is killed or hangs; a tunnel whose interface is gone is no active unit.
 func TestServiceGuard(t *testing.T) {
@@ -111,7 +139,8 @@ func TestServiceGuard(t *testing.T) {
 	for _, signal := range []string{"KILL", "STOP"} { // the second is the watchdog's
 		ns.Run(t, "systemctl", "kill", "-s", signal, "wg-quickns-guard@unit")
 		if !bed.Wait(60*time.Second, func() bool {
-			return active("wg-quickns-guard@unit") == "active" && mainPID(t, "wg-quickns-guard@unit") != pid
+			now := strings.TrimSpace(ns.Run(t, "systemctl", "show", "wg-quickns-guard@unit", "--property=MainPID", "--value"))
+			return active("wg-quickns-guard@unit") == "active" && now != "0" && now != strconv.Itoa(pid)
 		}) {
 			t.Errorf("no new guard after %s", signal)
 		}
@@ -123,4 +152,20 @@ func TestServiceGuard(t *testing.T) {
 	ns.Run(t, "ip", "link", "del", "unit")
 	unitIs(t, "wg-quickns@unit", "inactive")
 	same(t, before, state(t))
+
+	// what is in a namespace, from within the unit's own sandbox
+	tunnel(t, "Namespace = kept\nKillSwitch = true", "192.0.2.10:51820")
+	ns.Run(t, "systemctl", "start", "wg-quickns@unit")
+	unitIs(t, "wg-quickns-guard@unit", "active")
+	for _, c := range [][]string{
+		{"ip -n kept route del default dev unit", "ip -n kept route | grep default"},
+		{"ip netns exec kept nft flush ruleset", "ip netns exec kept nft list ruleset | grep drop"},
+	} {
+		ns.Run(t, "bash", "-c", c[0])
+		if !bed.Wait(10*time.Second, func() bool { return ns.Try(exec.Command("bash", "-c", c[1])).Code == 0 }) {
+			t.Errorf("not repaired after %s:\n%s", c[0], ns.Try(exec.Command("journalctl", "--no-pager", "-u", "wg-quickns-guard@unit")).Stdout)
+		}
+	}
+	ns.Run(t, "systemctl", "stop", "wg-quickns@unit")
+	becomes(t, before)
 }
