@@ -172,6 +172,7 @@ type guard struct {
 	outside  map[confparse.Key]netip.AddrPort // where each peer was seen outside of the tunnel
 	worked   bool                             // it repaired something
 	failed   int                              // looks in a row
+	noted    bool                             // something stays wrong, and status was told
 	changed  <-chan struct{}
 	stop     func()
 	retry    map[confparse.Key]retry
@@ -315,6 +316,9 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 		if !g.vanished {
 			g.vanished = true
 			g.say("`%s' is gone; its kill switch holds until down", g.name)
+			if _, err := s.log.Seen([]string{problemLink}, time.Now()); err != nil {
+				g.fail(err)
+			}
 			systemd.Status(g.name + " is gone; its kill switch holds until down")
 		}
 		return 0, false, nil
@@ -343,7 +347,9 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	if err != nil {
 		return 0, err
 	}
+	all := len(rep.Again) + len(rep.New)
 	rep = g.peace(s, rep)
+	left := len(rep.Again)+len(rep.New) < all
 	g.worked = len(rep.New) > 0 || slices.ContainsFunc(rep.Again, func(a strategies.Standing) bool { return a.Do.Kind() != plan.KindNft && !shut(a.Do) })
 	work := engine.Repair{Again: again(rep, entries), New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
 	err = s.engine.Repair(ctx, work)
@@ -355,7 +361,22 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	}
 	g.ends = whereabouts(f.Device.Peers)
 	g.moves = nil
-	return g.next(s.strategy()), errors.Join(err, s.log.Compact())
+	return g.next(s.strategy()), errors.Join(err, g.note(ctx, s, left || err != nil), s.log.Compact())
+}
+
+// note tells status what stays wrong, or that nothing does any more.
+func (g *guard) note(ctx context.Context, s *session, wrong bool) error {
+	if !wrong && !g.noted {
+		return nil
+	}
+	g.noted = wrong
+	var list []string
+	var err error
+	if wrong {
+		list, err = s.problems(ctx)
+	}
+	_, noteErr := s.log.Seen(list, time.Now())
+	return errors.Join(err, noteErr)
 }
 
 // again are the entries of the journal that a repair does again, trimmed.

@@ -36,8 +36,21 @@ type tunnelStatus struct {
 	Port      int          `json:"listenPort,omitempty"`
 	FwMark    uint32       `json:"fwmark,omitempty"`
 	Peers     []peerStatus `json:"peers"`
-	Problems  []string     `json:"problems"`
+	Problems  []problem    `json:"problems"`
 }
+
+// problem is something broken, and since when that is known.
+type problem struct {
+	Text  string    `json:"problem"`
+	Since time.Time `json:"since"`
+}
+
+// Problems of tunnels that are not up.
+const (
+	problemHalf      = "a command did not finish (hint: down)"
+	problemLink      = "its interface is gone (hint: down)"
+	problemNamespace = "its network namespace is gone (hint: down)"
+)
 
 type peerStatus struct {
 	Endpoint   string     `json:"endpoint,omitempty"`
@@ -85,7 +98,7 @@ func (a app) statusCommand(ctx context.Context, args []string) error {
 	if asJSON {
 		err = printJSON(os.Stdout, list)
 	} else if len(list) > 0 {
-		err = table(os.Stdout, list)
+		err = table(os.Stdout, list, now)
 	}
 	switch {
 	case err != nil:
@@ -153,7 +166,7 @@ func (a app) tunnels(ctx context.Context, only string, now time.Time) ([]tunnelS
 			if seen[link+"@"+id.String()] || only != "" && link != only {
 				continue
 			}
-			t := tunnelStatus{Interface: link, Namespace: display(plan.NS(ns)), State: "foreign", Problems: []string{}}
+			t := tunnelStatus{Interface: link, Namespace: display(plan.NS(ns)), State: "foreign", Problems: []problem{}}
 			if err := t.device(ctx, doer, plan.NS(ns), now); err != nil {
 				return nil, err
 			}
@@ -172,7 +185,7 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 	h, _ := log.Header()
 	t := tunnelStatus{
 		Interface: h.Interface, Config: h.ConfigFile, Strategy: h.Strategy, Namespace: display(plan.NS(h.Target)),
-		Birth: display(plan.NS(h.Birth)), Since: &h.Since, Problems: []string{}, Peers: []peerStatus{},
+		Birth: display(plan.NS(h.Birth)), Since: &h.Since, Problems: []problem{}, Peers: []peerStatus{},
 	}
 	p, err := recordedPlace(log)
 	if err != nil {
@@ -188,8 +201,8 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 			return t, "", err
 		}
 		if at == "" {
-			t.State, t.Problems = "gone", append(t.Problems, "its network namespace is gone")
-			return t, h.Netns, nil
+			t.State = "gone"
+			return t, h.Netns, t.seen(log, now, problemNamespace)
 		}
 		p.Target, t.Namespace = plan.NS(at), display(plan.NS(at))
 	}
@@ -197,8 +210,8 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 		return t, "", err
 	}
 	if p.gone(p.Target) {
-		t.State, t.Problems = "gone", append(t.Problems, "its network namespace is gone (hint: down)")
-		return t, "", nil
+		t.State = "gone"
+		return t, "", t.seen(log, now, problemNamespace)
 	}
 	id, err := netns.Identify(string(p.Target))
 	if err != nil {
@@ -219,13 +232,20 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 	case err != nil:
 		return t, "", err
 	case log.State() != journal.Complete:
-		t.State, t.Problems = "half", append(t.Problems, "a command did not finish (hint: down)")
+		t.State = "half"
+		if err := t.seen(log, now, problemHalf); err != nil {
+			return t, "", err
+		}
 	case !found || !s.recorded(link.Index):
-		t.State, t.Problems = "gone", append(t.Problems, "its interface is gone (hint: down)")
-		return t, id.String(), nil
+		t.State = "gone"
+		return t, id.String(), t.seen(log, now, problemLink)
 	default:
 		t.State = "up"
-		if err := s.problems(ctx, &t); err != nil {
+		wrong, err := s.problems(ctx)
+		if err == nil {
+			err = t.seen(log, now, wrong...)
+		}
+		if err != nil {
 			return t, "", err
 		}
 	}
@@ -235,24 +255,34 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 	return t, id.String(), err
 }
 
+// seen adds problems, with the time when each was first noted by status or by the guard.
+func (t *tunnelStatus) seen(log *journal.Journal, now time.Time, wrong ...string) error {
+	since, err := log.Seen(wrong, now)
+	for _, text := range wrong {
+		t.Problems = append(t.Problems, problem{text, since[text]})
+	}
+	return err
+}
+
 // problems lists what is not as up made it.
-func (s *session) problems(ctx context.Context, t *tunnelStatus) error {
+func (s *session) problems(ctx context.Context) ([]string, error) {
 	rep, _, _, err := s.broken(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var wrong []string
 	add := func(text string, ns plan.NS, do plan.Step) {
 		c := plan.Trace(ns, do)
 		if len(c) > 1 {
 			c[0] = fmt.Sprintf("%s and %d more", c[0], len(c)-1)
 		}
-		t.Problems = append(t.Problems, text+": "+c[0])
+		wrong = append(wrong, text+": "+c[0])
 	}
 	for _, again := range rep.Again {
 		if k := again.Do.Kind(); k == plan.KindNft || shut(again.Do) { // the kernel alone can tell
 			there, err := s.kernel.Exists(ctx, s.local(again.NS), again.Do)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			if there {
 				continue
@@ -261,9 +291,9 @@ func (s *session) problems(ctx context.Context, t *tunnelStatus) error {
 		add("missing", again.NS, again.Do)
 	}
 	for _, fresh := range rep.New {
-		add("needed since", fresh.NS, fresh.Do)
+		add("needed now", fresh.NS, fresh.Do)
 	}
-	return nil
+	return wrong, nil
 }
 
 // device fills in what WireGuard says.
@@ -295,7 +325,7 @@ func (t *tunnelStatus) device(ctx context.Context, d *kernel.Doer, ns plan.NS, n
 			last = *t.Since // it is not late yet
 		}
 		if p.Keepalive > 0 && p.Endpoint.IsValid() && now.Sub(last) > staleHandshake && t.State == "up" {
-			t.Problems = append(t.Problems, fmt.Sprintf("no answer from %s: %s", p.Endpoint, age(out.Age)))
+			t.Problems = append(t.Problems, problem{fmt.Sprintf("no answer from %s", p.Endpoint), last.UTC().Truncate(time.Second)})
 		}
 		t.Peers = append(t.Peers, out)
 	}
@@ -307,7 +337,7 @@ func (t *tunnelStatus) device(ctx context.Context, d *kernel.Doer, ns plan.NS, n
 const staleHandshake = 3 * time.Minute
 
 // table prints tunnels for people: a line for each peer, and what is broken below.
-func table(w io.Writer, list []tunnelStatus) error {
+func table(w io.Writer, list []tunnelStatus, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "INTERFACE\tNAMESPACE\tSTATE\tSTRATEGY\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT")
 	for _, s := range list {
@@ -342,7 +372,8 @@ func table(w io.Writer, list []tunnelStatus) error {
 	var errs []error
 	for _, s := range list {
 		for _, p := range s.Problems {
-			_, err := fmt.Fprintf(w, "%s: %s\n", s.Interface, p)
+			seconds := int64(now.Sub(p.Since) / time.Second)
+			_, err := fmt.Fprintf(w, "%s: %s (since %s)\n", s.Interface, p.Text, age(&seconds))
 			errs = append(errs, err)
 		}
 	}

@@ -113,7 +113,9 @@ func (r Root) guard(name string) string { return filepath.Join(string(r), "@guar
 func (l *Lock) Close() error {
 	if l.dir != "" {
 		if _, err := os.Lstat(filepath.Join(l.dir, journalFile)); errors.Is(err, fs.ErrNotExist) {
-			os.Remove(filepath.Join(l.dir, newFile))
+			for _, file := range []string{newFile, problemsFile, problemsNewFile} {
+				os.Remove(filepath.Join(l.dir, file))
+			}
 			os.Remove(filepath.Join(l.dir, lockFile))
 			os.Remove(l.dir) // fails, rightly, if the next one is in it already
 			// what a guard that was killed left

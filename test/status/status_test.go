@@ -4,6 +4,7 @@ package status
 
 import (
 	"encoding/json"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ type tunnel struct {
 	Interface, Namespace, State, Strategy string
 	Guard                                 bool
 	Peers                                 []struct{ Endpoint string }
-	Problems                              []string
+	Problems                              []struct{ Problem, Since string }
 }
 
 // look runs status and checks its exit status and its JSON.
@@ -97,16 +98,25 @@ func TestStatus(t *testing.T) {
 		"firewall": {"nft delete table ip6 wg-quick-wg0", "missing: nft"},
 		"address":  {"ip addr del 10.1.0.2/24 dev wg0", "missing: ip -4 address add 10.1.0.2/24 dev wg0"},
 		"mtu":      {"ip link set wg0 mtu 1300", "missing: ip link set mtu"},
-		"leak":     {"ip route add 198.51.100.0/25 via 192.0.2.1", "needed since: ip -4 route delete 198.51.100.0/25"},
+		"leak":     {"ip route add 198.51.100.0/25 via 192.0.2.1", "needed now: ip -4 route delete 198.51.100.0/25"},
 	} {
 		b.NS.Run("bash", "-c", c.command)
 		list := look(t, b, 4, "wg0")
-		if len(list) != 1 || !slices.ContainsFunc(list[0].Problems, func(p string) bool { return strings.HasPrefix(p, c.problem) }) {
+		if len(list) != 1 || !slices.ContainsFunc(list[0].Problems, func(p struct{ Problem, Since string }) bool { return strings.HasPrefix(p.Problem, c.problem) }) {
 			t.Errorf("%s: got %+v", what, list)
 		}
 	}
+	// since when: as long as it stays so, from the first look on
+	first := look(t, b, 4, "wg0")[0].Problems
+	b.NS.Run("bash", "-c", "sleep 1.1; ip link set wg0 mtu 1301")
+	if again := look(t, b, 4, "wg0")[0].Problems; !slices.Equal(first, again) {
+		t.Errorf("the problems were %+v and are %+v", first, again)
+	}
+	if r := b.Run(nil, b.Program, "status", "wg0"); !regexp.MustCompile(`(?m)^wg0: missing: nft .* \(since [1-9]\d* s ago\)$`).MatchString(r.Output) {
+		t.Errorf("the table: %s", r)
+	}
 	b.NS.Run("ip", "link", "del", "wg0")
-	if list := look(t, b, 4, "wg0"); len(list) != 1 || list[0].State != "gone" {
+	if list := look(t, b, 4, "wg0"); len(list) != 1 || list[0].State != "gone" || len(list[0].Problems) != 1 || list[0].Problems[0].Since <= first[0].Since {
 		t.Errorf("deleted: got %+v", list)
 	}
 	for _, name := range []string{"wg0", "wg1"} {
@@ -128,4 +138,7 @@ func TestStatus(t *testing.T) {
 	}
 	look(t, b, 0, "wg5")
 	b.NS.Run("ip", "link", "del", "wg5")
+	if !bed.Wait(10e9, func() bool { return strings.TrimSpace(ns.Run(t, "ip", "netns", "pids", b.NS.Name)) == "" }) {
+		t.Error("the other program does not end")
+	}
 }
