@@ -46,12 +46,14 @@ const (
 	fightCount, fightTime, truce = 10, 10 * time.Second, time.Minute
 )
 
-const guardUsage = "usage: guard [--needed | --leave] INTERFACE"
+const guardUsage = "usage: guard [--leave | --unit] INTERFACE"
 
-// guard keeps a tunnel's surroundings as `up` made them, until `down` or a signal.
+// guard keeps a tunnel's surroundings as `up` made them, until `down` or a signal. With
+// --leave it does not clean up when the interface is gone, but ends with an exit status
+// of its own; with --unit likewise, and does nothing else where the config needs no guard.
 func (a app) guard(ctx context.Context, args []string) error {
-	needed, leave := len(args) == 2 && args[0] == "--needed", len(args) == 2 && args[0] == "--leave"
-	if len(args) == 0 || len(args) == 2 && !needed && !leave || strings.HasPrefix(args[len(args)-1], "-") {
+	leave, unit := len(args) == 2 && args[0] == "--leave", len(args) == 2 && args[0] == "--unit"
+	if len(args) == 0 || len(args) > 2 || len(args) == 2 && !leave && !unit || strings.HasPrefix(args[len(args)-1], "-") {
 		return errors.New(guardUsage)
 	}
 	if err := a.becomeRoot(); err != nil {
@@ -61,19 +63,10 @@ func (a app) guard(ctx context.Context, args []string) error {
 	if t.name == "" {
 		return configErr
 	}
-	if needed {
-		if configErr != nil {
-			return configErr
-		}
-		if t.cfg.Strategy() == confparse.StrategyAuto && !t.cfg.KillSwitch {
-			return fmt.Errorf("`%s' needs no guard: its strategy is auto, and there is no kill switch", t.name)
-		}
-		return nil
-	}
 	if !outsideHook(ctx, t.name) {
 		return fmt.Errorf("guard was called by a hook of `%s', which would wait for it; end the hook with `&'", t.name)
 	}
-	g := &guard{app: a, target: t, leave: leave, retry: make(map[confparse.Key]retry), outside: make(map[confparse.Key]netip.AddrPort), fights: make(map[string]fight)}
+	g := &guard{app: a, target: t, leave: leave || unit, unit: unit, retry: make(map[confparse.Key]retry), outside: make(map[confparse.Key]netip.AddrPort), fights: make(map[string]fight)}
 	if configErr != nil {
 		a.say("%v; its record of `up' is used instead", configErr)
 	}
@@ -139,7 +132,9 @@ func (g *guard) idle(ctx context.Context, wait, beat time.Duration) bool {
 			systemd.Alive()
 		case <-g.changed:
 			time.Sleep(settle)
-			return true
+			if !g.idles || !g.stands() {
+				return true
+			}
 		}
 	}
 }
@@ -160,6 +155,9 @@ type guard struct {
 	target
 	full     *confparse.Config // the whole file, nil where it does not parse
 	leave    bool              // cleaning up is another's
+	unit     bool              // guard only if that is needed
+	idles    bool              // it is not: only the end of the interface matters
+	index    int               // the interface
 	lock     *journal.Lock     // says that there is a guard
 	begun    bool
 	watched  strategies.Place
@@ -240,12 +238,18 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 		return 0, false, err
 	}
 	if !g.begun {
-		if g.lock, err = stateRoot.Guard(s.state); err != nil {
+		what := "guarding"
+		if g.idles, err = g.needless(s); err != nil {
+			return 0, false, err
+		}
+		if g.idles {
+			what = "watching"
+		} else if g.lock, err = stateRoot.Guard(s.state); err != nil {
 			return 0, false, fmt.Errorf("`%s' has a guard already: %w", g.name, err)
 		}
 		g.begun = true
-		g.say("guarding `%s'", g.name)
-		systemd.Ready("guarding " + g.name)
+		g.say("%s `%s'", what, g.name)
+		systemd.Ready(what + " " + g.name)
 	}
 	link, found, err := g.link(s)
 	if err != nil {
@@ -253,6 +257,10 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 	}
 	if !found || !s.recorded(link) {
 		return g.gone(ctx, s)
+	}
+	if g.idles {
+		g.index = link
+		return 0, false, nil
 	}
 	wait, err = g.check(ctx, s)
 	if err != nil {
@@ -264,6 +272,19 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 		g.failed = 0
 	}
 	return wait, false, nil
+}
+
+// needless says whether nothing but the interface's end is to be watched for: a
+// record of strategy auto without a kill switch needs no repair.
+func (g *guard) needless(s *session) (bool, error) {
+	standing, err := s.log.Standing()
+	return g.unit && s.strategy() == confparse.StrategyAuto && !hasKillSwitch(standing), err
+}
+
+// stands says whether the interface is still the one of the last look.
+func (g *guard) stands() bool {
+	l, found, err := g.kernel.Link(g.space, g.name)
+	return err == nil && found && l.Index == g.index
 }
 
 func (g *guard) link(s *session) (index int, found bool, err error) {

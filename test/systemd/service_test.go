@@ -53,7 +53,10 @@ func TestService(t *testing.T) {
 	tunnel(t, "", "192.0.2.1:51820")
 	ns.Run(t, "systemctl", "enable", "--now", "wg-quickns@unit", "wg-quickns.target")
 	unitIs(t, "wg-quickns@unit", "active")
-	unitIs(t, "wg-quickns-guard@unit", "inactive") // it is not needed
+	unitIs(t, "wg-quickns-guard@unit", "active")
+	if out := ns.Run(t, "wg-quickns", "status", "unit"); strings.Contains(out, "guarded") {
+		t.Errorf("no guard is needed, and there is one: %s", out)
+	}
 	if out := ns.Run(t, "wg-quickns", "status", "unit"); !strings.Contains(out, "up") {
 		t.Errorf("status: %s", out)
 	}
@@ -64,6 +67,13 @@ func TestService(t *testing.T) {
 	unitIs(t, "wg-quickns@unit", "inactive")
 	same(t, before, state(t))
 	ns.Run(t, "systemctl", "disable", "wg-quickns@unit", "wg-quickns.target")
+
+	// what is gone is not active
+	ns.Run(t, "systemctl", "start", "wg-quickns@unit")
+	unitIs(t, "wg-quickns-guard@unit", "active")
+	ns.Run(t, "ip", "link", "delete", "unit")
+	unitIs(t, "wg-quickns@unit", "inactive")
+	same(t, before, state(t))
 
 	// a hook that fails: nothing is left, and the unit has failed
 	tunnel(t, "PostUp = false", "192.0.2.1:51820")
