@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // memoryCommand makes this program start another and write its peak memory to a
@@ -69,6 +71,44 @@ func (b *bench) memory(n int) error {
 	}
 	fmt.Printf("| %s | %.1f | %s | %s |\n", name, peak, target, reached)
 	return nil
+}
+
+// reload prints what a change of one of n peers costs, beside `wg syncconf` of the same.
+func (b *bench) reload(n int) error {
+	name := fmt.Sprintf("reload, 1 of %d peers changed, ms", n)
+	if !b.rows.MatchString(name) {
+		return nil
+	}
+	c := manyPeers(n)
+	if err := b.write(c); err != nil {
+		return err
+	}
+	if err := b.do(b.quickns, "up", link); err != nil {
+		return err
+	}
+	var ours, sync []time.Duration
+	for i := range 2 * b.rounds {
+		// each has a port to change that the one before has not set
+		change := strings.NewReplacer("[Peer]\nPublicKey = "+key("peer7")+"\nEndpoint = 192.0.2.1:51820", fmt.Sprintf("[Peer]\nPublicKey = %s\nEndpoint = 192.0.2.1:%d", key("peer7"), 1000+i))
+		if err := b.write(config{file: change.Replace(c.file), wg: change.Replace(c.wg)}); err != nil {
+			return err
+		}
+		argv, list := []string{b.quickns, "reload", link}, &ours
+		if i%2 == 1 {
+			argv, list = []string{b.wg, "syncconf", link, b.dir + "/setconf"}, &sync
+		}
+		took, err := b.time(argv...)
+		if err != nil {
+			return err
+		}
+		*list = append(*list, took)
+		if out, err := exec.Command(b.wg, "show", link, "endpoints").Output(); err != nil || strings.Count(string(out), fmt.Sprintf("192.0.2.1:%d\n", 1000+i)) != 1 {
+			return fmt.Errorf("%v did not change the peer: %v", argv, err)
+		}
+	}
+	ratio := median(ours).Seconds() / median(sync).Seconds()
+	fmt.Printf("| %s | %s, syncconf %s: %.1f times | <= 5 | %s |\n", name, ms(median(ours)), ms(median(sync)), ratio, verdict(ratio <= 5))
+	return errors.Join(b.do(b.quickns, "down", link), b.gone())
 }
 
 // resolvconf starts nothing.

@@ -99,6 +99,9 @@ func run(rounds int, rows *regexp.Regexp) error {
 			return err
 		}
 	}
+	if err := b.reload(1000); err != nil {
+		return err
+	}
 	return b.processes()
 }
 

@@ -4,10 +4,13 @@ package reload
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
@@ -201,38 +204,132 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestOnePeer: of many peers one has changed, and the others are not asked for.
+// TestOnePeer: of a thousand peers one has changed. The others are not asked for, and
+// a TCP connection through another one goes on in its session.
 func TestOnePeer(t *testing.T) {
+	const peers = 1000
 	b := bed.New(t, "bed")
+	far := ns.New(t, "far")
+	ns.Veth(b.NS, "toward", []string{"10.98.0.1/24"}, far, "toward", []string{"10.98.0.2/24"})
+	public := func(private string) string {
+		return strings.TrimSpace(ns.Run(t, "bash", "-c", `echo "$1" | "$0" pubkey`, wg(t), bed.Key(private)))
+	}
+	b.Config(t, "far0", fmt.Sprintf("[Interface]\nPrivateKey = %s\nListenPort = 51821\nAddress = 10.97.0.2/24\n[Peer]\nPublicKey = %s\nAllowedIPs = 10.97.0.1/32\n",
+		bed.Key("far"), public("private1")))
+	if r := far.Try(b.Program, "up", "far0"); r.Code != 0 {
+		t.Fatal(r)
+	}
 	many := func(changed int) string {
 		var more strings.Builder
-		for i := 2; i < 300; i++ {
+		fmt.Fprintf(&more, "[Peer]\nPublicKey = %s\nAllowedIPs = 10.97.0.2/32\nEndpoint = 10.98.0.2:51821\n", public("far"))
+		for i := 2; i < peers; i++ {
 			port := 1000 + i
 			if i == changed {
 				port = 9
 			}
 			fmt.Fprintf(&more, "[Peer]\nPublicKey = %s\nAllowedIPs = 10.7.%d.%d/32\nEndpoint = 192.0.2.1:%d\n", bed.Key(fmt.Sprint("public", i)), i/256, i%256, port)
 		}
-		return file("Address = 10.1.0.2/24", "10.5.0.0/16", more.String())
+		return file("Address = 10.1.0.2/24, 10.97.0.1/24", "10.5.0.0/16", more.String())
 	}
 	b.Config(t, "wg0", many(0))
 	if r := b.Up("wg0"); r.Code != 0 {
 		t.Fatal(r)
 	}
-	// what roamed since shows who was touched
-	for _, i := range []int{20, 200} {
-		b.NS.Run(wg(t), "set", "wg0", "peer", bed.Key(fmt.Sprint("public", i)), "persistent-keepalive", "0")
+	stop := echoes(t, b.NS, far, "10.97.0.2:7")
+	handshakes := func() string {
+		lines := strings.Split(b.NS.Run(wg(t), "show", "wg0", "latest-handshakes"), "\n")
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
 	}
+	before := handshakes()
 	b.Config(t, "wg0", many(150))
 	r := b.Run(nil, b.Program, "reload", "wg0")
 	if r.Code != 0 || strings.Count(r.Output, "[#]") != 1 || !strings.Contains(r.Output, "wg syncconf wg0") {
 		t.Errorf("reload: %s", r)
 	}
+	time.Sleep(200 * time.Millisecond)
+	stop()
+	if after := handshakes(); after != before {
+		t.Error("there are other sessions than before")
+	}
 	ends := b.NS.Run(wg(t), "show", "wg0", "endpoints")
-	if !strings.Contains(ends, bed.Key("public150")+"\t192.0.2.1:9\n") || strings.Count(ends, "\n") != 299 {
+	if !strings.Contains(ends, bed.Key("public150")+"\t192.0.2.1:9\n") || strings.Count(ends, "\n") != peers {
 		t.Errorf("endpoints:\n%s", ends)
 	}
-	if r := b.Down("wg0"); r.Code != 0 {
-		t.Error(r)
+	for _, down := range []func() bed.Result{
+		func() bed.Result { return b.Down("wg0") },
+		func() bed.Result {
+			r := far.Try(b.Program, "down", "far0")
+			return bed.Result{Code: r.Code, Output: r.Stderr}
+		},
+	} {
+		if r := down(); r.Code != 0 {
+			t.Error(r)
+		}
+	}
+}
+
+// echoes sends lines over one TCP connection and waits for each to come back, until
+// stop, which complains of an end before and of a pause that is no load's.
+func echoes(t *testing.T, from, to *ns.NS, address string) (stop func()) {
+	t.Helper()
+	var listener net.Listener
+	var conn net.Conn
+	err := to.Do(func() (err error) {
+		listener, err = net.Listen("tcp", address)
+		return err
+	})
+	if err == nil {
+		go func() {
+			if c, err := listener.Accept(); err == nil {
+				io.Copy(c, c)
+				c.Close()
+			}
+		}()
+		err = from.Do(func() (err error) {
+			conn, err = net.DialTimeout("tcp", address, 10*time.Second)
+			return err
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	quit, done := make(chan bool), make(chan error)
+	var longest time.Duration
+	count := 0
+	go func() {
+		line := make([]byte, 1000)
+		for {
+			select {
+			case <-quit:
+				done <- nil
+				return
+			default:
+			}
+			begin := time.Now()
+			conn.SetDeadline(begin.Add(20 * time.Second))
+			_, err := conn.Write(line)
+			if err == nil {
+				_, err = io.ReadFull(conn, line)
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+			longest, count = max(longest, time.Since(begin)), count+1
+		}
+	}()
+	return func() {
+		var err error
+		select {
+		case quit <- true:
+			err = <-done
+		case err = <-done:
+		}
+		conn.Close()
+		listener.Close()
+		if err != nil || count < 10 || longest > 5*time.Second {
+			t.Errorf("%d lines came back, the slowest after %v; %v", count, longest, err)
+		}
 	}
 }
