@@ -42,8 +42,9 @@ const (
 	lookRetry             = time.Second     // after a look that failed
 	// hookEnds is what a shell may take to end that was told to leave the guard running.
 	hookEnds = 2 * time.Second
-	// The same repair is done so often in so long; then somebody else wants it otherwise.
-	fightCount, fightTime, truce = 10, 10 * time.Second, time.Minute
+	// The same repair is done so often in so long; then somebody else wants it otherwise, or
+	// a link flaps. It is left alone, at first for a short time only, as links stop flapping.
+	fightCount, fightTime, firstTruce, lastTruce = 10, 10 * time.Second, 5 * time.Second, time.Minute
 )
 
 const guardUsage = "usage: guard [--leave | --unit] INTERFACE"
@@ -192,6 +193,7 @@ type move struct {
 
 type fight struct {
 	at    []time.Time
+	truce time.Duration
 	until time.Time
 }
 
@@ -552,8 +554,9 @@ func (g *guard) peace(s *session, r strategies.Repair) strategies.Repair {
 		f.at = slices.DeleteFunc(f.at, func(t time.Time) bool { return now.Sub(t) > fightTime })
 		f.at = append(f.at, now)
 		if len(f.at) > fightCount {
-			f.at, f.until = nil, now.Add(truce)
-			g.say("something undoes this again and again: %s (leaving it alone for %v)", firstLine(key), truce)
+			f.truce = min(max(firstTruce, 2*f.truce), lastTruce)
+			f.at, f.until = nil, now.Add(f.truce)
+			g.say("something undoes this again and again: %s (leaving it alone for %v)", firstLine(key), f.truce)
 		}
 		g.fights[key] = f
 		return now.After(f.until)
@@ -565,7 +568,7 @@ func (g *guard) peace(s *session, r strategies.Repair) strategies.Repair {
 		r.Forget, r.Retire = nil, nil
 	}
 	for key, f := range g.fights {
-		if now.After(f.until) && (len(f.at) == 0 || now.Sub(f.at[len(f.at)-1]) > fightTime) {
+		if now.Sub(f.until) > fightTime && (len(f.at) == 0 || now.Sub(f.at[len(f.at)-1]) > fightTime) {
 			delete(g.fights, key)
 		}
 	}

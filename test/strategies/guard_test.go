@@ -206,6 +206,9 @@ func TestLinkFlap(t *testing.T) {
 					if !w.ping(to, 3*bound) {
 						t.Errorf("no answer through the tunnel\n%s\n%s", guard.text(), w.routes())
 					}
+					if full {
+						time.Sleep(time.Second) // or it is a fight
+					}
 				}
 				watch.end()
 				w.down("wg0")
