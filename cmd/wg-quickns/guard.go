@@ -166,6 +166,7 @@ type guard struct {
 	there    os.FileInfo                      // of space, nil for the guard's own
 	kernel   *kernel.Doer                     // its sockets, for watching
 	ends     []netip.AddrPort                 // where the peers were at the last look
+	gateways []facts.Route                    // to those that have an IPv6 route of their own
 	polls    bool                             // where they are matters
 	moves    []move                           // of this look
 	outside  map[confparse.Key]netip.AddrPort // where each peer was seen outside of the tunnel
@@ -383,6 +384,9 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		g.outside[m.peer] = m.to
 	}
 	g.ends = whereabouts(f.Device.Peers)
+	g.gateways = slices.DeleteFunc(slices.Clone(f.Routes), func(r facts.Route) bool {
+		return !r.Gateway.Is6() || !r.Dst.IsSingleIP() || !slices.ContainsFunc(g.ends, func(e netip.AddrPort) bool { return e.Addr() == r.Dst.Addr() })
+	})
 	g.moves = nil
 	return g.next(s.strategy()), errors.Join(err, g.note(ctx, s, left || err != nil), s.log.Compact())
 }
@@ -505,8 +509,12 @@ func (g *guard) unloop(ctx context.Context, s *session, target plan.NS) error {
 }
 
 // roamed says whether a peer is elsewhere than at the last look, or that cannot be
-// told. It takes no lock and reads nothing else: it is asked once a second.
+// told. It takes no lock and reads little else: it is asked once a second. It sees to
+// gateways that were silent for a while, too, of which the kernel does not tell.
 func (g *guard) roamed(ctx context.Context) bool {
+	for _, r := range g.gateways {
+		_ = g.kernel.Revive(ctx, g.space, r.Index, r.Gateway) // once more in a second
+	}
 	peers, err := g.kernel.Peers(ctx, g.space, g.name)
 	if err != nil || len(peers) != len(g.ends) {
 		return true

@@ -356,7 +356,7 @@ func (w *world) advertise(seconds int, routes ...string) {
 // TestRouterAdvertisements is TestDHCP for IPv6.
 func TestRouterAdvertisements(t *testing.T) {
 	w := newWorld(t, "", `ip link set eth0 address 02:00:00:00:01:07
-		ip -6 addr add 2001:db8:1::7/64 dev eth0
+		ip -6 addr add 2001:db8:1::7/64 dev eth0 nodad
 		ip -6 addr add fe80::7/64 dev eth0 nodad # without one no silent neighbour is asked whether it lives
 		sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.accept_ra_rt_info_max_plen=128`)
 	w.serve()

@@ -33,6 +33,9 @@ func TestGuardLives(t *testing.T) {
 			before := w.take()
 			w.client("RoutingStrategy = "+strategy, "0.0.0.0/0", endpointOf(false))
 			w.up("wg0")
+			if !bed.Wait(5*time.Second, func() bool { return !strings.Contains(w.host.Run("ip", "-6", "addr"), "tentative") }) {
+				t.Error("duplicate address detection does not end")
+			}
 			whole := w.take()
 			guard := w.guard()
 			defer func() {
@@ -225,7 +228,7 @@ func TestLinkFlap(t *testing.T) {
 
 // again is what a network manager does when a link is up: what is missing comes back.
 const again = `ip addr add 192.168.1.7/24 dev eth0 2>/dev/null
-	ip -6 addr add 2001:db8:1::7/64 dev eth0 2>/dev/null
+	ip -6 addr add 2001:db8:1::7/64 dev eth0 nodad 2>/dev/null
 	ip route replace default via 192.168.1.1 dev eth0 metric 100
 	ip -6 route replace default via 2001:db8:1::1 dev eth0 metric 100; true`
 

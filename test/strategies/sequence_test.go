@@ -81,7 +81,7 @@ func (s *sequence) manage() string {
 	mine, other := []string{"7", "8"}[s.address], []string{"8", "7"}[s.address]
 	return strings.NewReplacer("MINE", mine, "OTHER", other, "GW", fmt.Sprint(1+s.gateway)).Replace(`
 		ip addr del 192.168.1.OTHER/24 dev eth0; ip addr add 192.168.1.MINE/24 dev eth0
-		ip -6 addr del 2001:db8:1::OTHER/64 dev eth0; ip -6 addr add 2001:db8:1::MINE/64 dev eth0
+		ip -6 addr del 2001:db8:1::OTHER/64 dev eth0; ip -6 addr add 2001:db8:1::MINE/64 dev eth0 nodad
 		ip route replace default via 192.168.1.GW dev eth0 metric 100
 		ip -6 route del default via 2001:db8:1::1 dev eth0 metric 100; ip -6 route del default via 2001:db8:1::2 dev eth0 metric 100
 		ip -6 route add default via 2001:db8:1::GW dev eth0 metric 100`)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"wg-quickns/test/bed"
 	"wg-quickns/test/state"
 )
 
@@ -61,6 +62,7 @@ func TestText(t *testing.T) {
 				p := w.probe(slices.Concat(worlds, probes)...)
 				time.Sleep(100 * time.Millisecond)
 				w.up("wg0")
+				bed.Wait(6*time.Second, inside.probed) // a lost handshake is tried again after 5 s
 				time.Sleep(100 * time.Millisecond)
 				sent, failed := p.end()
 				w.switched("up", onWire.seen(), inside.seen(), worlds, sent, failed)

@@ -49,10 +49,11 @@ type world struct {
 	keys             map[string]wgtypes.Key
 }
 
-// lan is the host's own configuration, as a network manager would have made it.
+// lan is the host's own configuration, as a network manager would have made it. No time
+// goes into whether somebody else has an address (DAD): it is more than the guard may take.
 const lan = `ip link set eth0 address 02:00:00:00:01:07
 	ip addr add 192.168.1.7/24 dev eth0
-	ip -6 addr add 2001:db8:1::7/64 dev eth0
+	ip -6 addr add 2001:db8:1::7/64 dev eth0 nodad
 	ip route add default via 192.168.1.1 dev eth0 metric 100
 	ip -6 route add default via 2001:db8:1::1 dev eth0 metric 100`
 
@@ -278,6 +279,13 @@ func (c *capture) seen() []packet {
 	list := c.list
 	c.list = nil
 	return list
+}
+
+// probed says whether a probe was captured since.
+func (c *capture) probed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.list, func(p packet) bool { return p.kind == "probe" })
 }
 
 func classify(b []byte) (p packet, ok bool) {
