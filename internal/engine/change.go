@@ -40,6 +40,18 @@ func (e *Engine) Change(ctx context.Context, c Change) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if v, ok := a.Do.(plan.Via); ok && !plan.Takes(v) { // the way to an endpoint, which others may have made
+			there, err := e.Doer.Exists(ctx, a.NS, v)
+			if err == nil && there {
+				err = e.shareRoute(a)
+			}
+			if err != nil {
+				return stepError(v, err)
+			}
+			if there {
+				continue
+			}
+		}
 		if last, err := e.record(ctx, a); last != nil {
 			return errors.Join(err, e.settle(ctx, last, err))
 		} else if err != nil {

@@ -22,22 +22,24 @@ const (
 )
 
 // loopless is a tun interface that drops what the tunnel's own socket has sent and a
-// route led back into it, as the kernel's refuses to send it (ELOOP of
-// drivers/net/wireguard/socket.c). Encrypted once more it would get through as soon as
-// the right route is back, and each side would take the inside of the tunnel for where
-// the other has moved to.
+// route led back to the same peer. Encrypted once more, and again until it is too long,
+// such a packet keeps a CPU busy; its last layers get through as soon as the right route is
+// back, and each side takes the inside of the tunnel for where the other has moved to.
+// What goes to one peer through another one passes.
 type loopless struct {
 	tun.Device
 	device atomic.Pointer[device.Device] // which reads from this
 	own    own
 }
 
-// own is how our packets are known.
+// own is how our packets are known. Peers are numbers.
 type own struct {
 	at        time.Time
 	port      uint16
-	endpoints map[netip.AddrPort]bool
 	addrs     map[netip.Addr]bool // the machine's
+	endpoints map[netip.AddrPort]int
+	allowed   map[netip.Prefix]int
+	loops     map[netip.AddrPort]bool // the endpoints that were looked at
 }
 
 // Read is called by one goroutine only. A size of 0 drops a packet.
@@ -62,31 +64,67 @@ func (l *loopless) isOwn(from, to netip.AddrPort) bool {
 			l.own = own{at: time.Now()}
 		}
 	}
-	return from.Port() == l.own.port && l.own.endpoints[to] && l.own.addrs[from.Addr()]
+	return from.Port() == l.own.port && l.own.addrs[from.Addr()] && l.own.loop(to)
+}
+
+// loop says whether what goes to an endpoint goes to its own peer when it is in the tunnel.
+func (o *own) loop(to netip.AddrPort) bool {
+	peer, ok := o.endpoints[to]
+	if !ok {
+		return false
+	}
+	loops, known := o.loops[to]
+	if !known {
+		best := -1
+		for p, of := range o.allowed {
+			if p.Bits() > best && p.Contains(to.Addr()) {
+				best, loops = p.Bits(), of == peer
+			}
+		}
+		o.loops[to] = loops
+	}
+	return loops
 }
 
 // learn asks who we are; what cannot be told is left out.
 func (l *loopless) learn() own {
-	o := own{at: time.Now(), endpoints: make(map[netip.AddrPort]bool), addrs: make(map[netip.Addr]bool)}
 	var text string
 	if d := l.device.Load(); d != nil {
 		text, _ = d.IpcGet()
 	}
+	o := parse(text)
+	o.at = time.Now()
+	list, _ := net.InterfaceAddrs()
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			o.addrs[p.Addr()] = true
+		}
+	}
+	return o
+}
+
+// parse reads an interface's state in the form of the UAPI.
+func parse(text string) own {
+	o := own{
+		addrs: make(map[netip.Addr]bool), endpoints: make(map[netip.AddrPort]int),
+		allowed: make(map[netip.Prefix]int), loops: make(map[netip.AddrPort]bool),
+	}
+	peer := 0
 	for line := range strings.Lines(text) {
 		switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); key {
+		case "public_key":
+			peer++
 		case "listen_port":
 			port, _ := strconv.ParseUint(value, 10, 16)
 			o.port = uint16(port)
 		case "endpoint":
 			if e, err := netip.ParseAddrPort(value); err == nil {
-				o.endpoints[netip.AddrPortFrom(e.Addr().Unmap().WithZone(""), e.Port())] = true
+				o.endpoints[netip.AddrPortFrom(e.Addr().Unmap().WithZone(""), e.Port())] = peer
 			}
-		}
-	}
-	list, _ := net.InterfaceAddrs()
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			o.addrs[p.Addr()] = true
+		case "allowed_ip":
+			if p, err := netip.ParsePrefix(value); err == nil {
+				o.allowed[p] = peer
+			}
 		}
 	}
 	return o

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -440,6 +441,17 @@ func TestLoop(t *testing.T) {
 	far.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if n, _, err := far.ReadFrom(make([]byte, 200)); n != 148 || err != nil {
 		t.Errorf("another's encrypted packet: %d bytes, %v", n, err)
+	}
+}
+
+// TestThroughAnother: packets to a peer that is reached through another one are no loop.
+func TestThroughAnother(t *testing.T) {
+	o := parse("listen_port=51820\npublic_key=a\nendpoint=192.0.2.1:1\nallowed_ip=0.0.0.0/0\n" +
+		"public_key=b\nendpoint=10.0.0.1:2\nallowed_ip=10.9.0.0/24\npublic_key=c\nendpoint=[2001:db8::1]:3\nallowed_ip=2001:db8::/32\n")
+	for text, want := range map[string]bool{"192.0.2.1:1": true, "192.0.2.1:2": false, "10.0.0.1:2": false, "[2001:db8::1]:3": true} {
+		if got := o.loop(netip.MustParseAddrPort(text)); got != want || o.port != 51820 {
+			t.Errorf("%s: %v, port %d", text, got, o.port)
+		}
 	}
 }
 

@@ -42,6 +42,7 @@ func wg(t *testing.T) string {
 // seen is the state, and what WireGuard has without ports that it chose.
 func seen(t *testing.T, b *bed.Bed) string {
 	t.Helper()
+	bed.Wait(5*time.Second, func() bool { return b.NS.Run("ip", "-6", "addr", "show", "tentative") == "" })
 	s, err := b.Take()
 	if err != nil {
 		t.Fatal(err)
@@ -83,6 +84,7 @@ func TestReload(t *testing.T) {
 	for _, strategy := range []string{"auto", "replace", "override", "rules", "auto\nKillSwitch = true", "auto\nFwMark = 77", "auto\nTable = 99"} {
 		t.Run(strings.ReplaceAll(strategy, "\n", ", "), func(t *testing.T) {
 			b := bed.New(t, "bed")
+			b.NS.Run("ip", "route", "add", "198.51.100.10", "via", "192.0.2.1") // somebody's way to an endpoint that comes
 			set := func(text string) {
 				b.Config(t, "wg0", strings.Replace(text, "[Interface]\n", "[Interface]\nRoutingStrategy = "+strategy+"\n", 1))
 			}

@@ -197,6 +197,9 @@ func TestLinkFlap(t *testing.T) {
 				before := w.take()
 				w.up("wg0")
 				guard := w.guard()
+				if !w.ping(to, 10*time.Second) { // a handshake that a flap loses is tried again after 5 s only
+					t.Errorf("no answer before the first flap\n%s", w.routes())
+				}
 				watch := w.watch(strategy, v6)
 				for i := range rounds {
 					w.host.Run("ip", "link", "set", "eth0", "down")
