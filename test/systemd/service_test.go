@@ -106,6 +106,33 @@ func TestServiceWaits(t *testing.T) {
 	same(t, before, state(t))
 }
 
+// TestSwitch: from the reference's unit to ours and back, by starting the other, with the
+// same file. Its unit is one that takes its time, and cannot start while ours is there.
+func TestSwitch(t *testing.T) {
+	before := state(t)
+	tunnel(t, "", "192.0.2.1:51820")
+	ns.Run(t, "bash", "-c", `cat >/etc/systemd/system/wg-quick@.service <<END
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/ip link add %i type wireguard
+ExecStop=/bin/sleep 1
+ExecStop=/bin/ip link delete %i
+END
+systemctl daemon-reload; sha256sum /etc/wireguard/unit.conf >/run/sum`)
+	ns.Run(t, "systemctl", "start", "wg-quick@unit")
+	for _, way := range [][]string{{"wg-quick@unit", "wg-quickns@unit"}, {"wg-quickns@unit", "wg-quick@unit"}} {
+		ns.Run(t, "systemctl", "start", way[1])
+		unitIs(t, way[0], "inactive")
+		unitIs(t, way[1], "active")
+		ns.Run(t, "ip", "link", "show", "unit")
+	}
+	ns.Run(t, "systemctl", "stop", "wg-quick@unit")
+	ns.Run(t, "sha256sum", "--quiet", "-c", "/run/sum")
+	ns.Run(t, "bash", "-c", "rm /etc/systemd/system/wg-quick@.service; systemctl daemon-reload")
+	same(t, before, state(t))
+}
+
 // TestServiceHooks: what hooks are known to do works in a unit.
 func TestServiceHooks(t *testing.T) {
 	before := state(t)
