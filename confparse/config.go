@@ -38,6 +38,14 @@ type Config struct {
 	RulePriority    [2]uint32 // of strategy `rules`; zero: not set
 	// KillSwitch lets nothing leave but through the tunnel while it is up.
 	KillSwitch bool
+	// PhysicalInterfaces are what `physical-netns` moves, by name; nil: `auto`.
+	PhysicalInterfaces []string
+	// PhysicalServices are the systemd units that configure them there, by their
+	// whole names; nil: `auto`, empty: `none`.
+	PhysicalServices []string
+	// PhysicalUp and PhysicalDown are hooks in the physical namespace, after the
+	// move in and before the move back.
+	PhysicalUp, PhysicalDown []string
 
 	Device   Device
 	Warnings []Warning // wg's own, as of AllowedIPs with host bits set
@@ -49,6 +57,7 @@ type Config struct {
 
 	mtuLine, tableLine         int
 	strategyLine, priorityLine int
+	physicalLine               int      // of the last key that only physical-netns has
 	dnsGlobs                   []*Error // DNS= that are file name patterns
 
 	goOn    bool // ParseAll: past errors

@@ -90,6 +90,10 @@ var ownKeys = map[string]string{
 	"routingstrategy":    "routingstrategy",
 	"rulepriority":       "rulepriority",
 	"killswitch":         "killswitch",
+	"physicalinterfaces": "physicalinterfaces",
+	"physicalservices":   "physicalservices",
+	"physicalup":         "physicalup",
+	"physicaldown":       "physicaldown",
 }
 
 // ownComment takes a comment of the form `# wg-quickns: Key = value` apart.
@@ -118,7 +122,7 @@ func (c *Config) quickText() ([]byte, error) {
 			case !inside:
 				err = c.errorf(i+1, KindQuick, "a wg-quickns comment belongs into [Interface]")
 			default:
-				w.key(name, i+1, s.value)
+				w.key(name, i+1, s.of(name))
 			}
 			if err := c.refuse(err); err != nil {
 				return nil, err
@@ -138,7 +142,7 @@ func (c *Config) quickText() ([]byte, error) {
 				continue
 			}
 			if name, ok := ownKeys[s.key]; ok {
-				w.key(name, i+1, s.value)
+				w.key(name, i+1, s.of(name))
 				continue
 			}
 		}
@@ -246,4 +250,12 @@ func load(text []byte, lines int) ([]entry, error) {
 		}
 	}
 	return slices.DeleteFunc(out, func(e entry) bool { return e.key == "" }), nil
+}
+
+// of is the value of one of this program's keys: a hook's may have a # in it.
+func (s setting) of(key string) string {
+	if key == "physicalup" || key == "physicaldown" {
+		return s.whole
+	}
+	return s.value
 }

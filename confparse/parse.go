@@ -121,6 +121,9 @@ func (c *Config) parseQuick() error {
 			return err
 		}
 	}
+	if c.Strategy() == StrategyPhysical && c.BirthNamespace.Kind == NSCaller {
+		c.BirthNamespace = Namespace{Kind: NSName, Value: PhysicalNamespace, Line: c.strategyLine}
+	}
 	return nil
 }
 
@@ -180,6 +183,14 @@ func (c *Config) set(e entry) (err error) {
 		err = c.setPriority(e)
 	case "killswitch":
 		c.KillSwitch, err = c.boolean(e)
+	case "physicalinterfaces":
+		c.PhysicalInterfaces, err = c.physicalList(e, c.PhysicalInterfaces, "auto")
+	case "physicalservices":
+		c.PhysicalServices, err = c.physicalList(e, c.PhysicalServices, "auto", "none")
+	case "physicalup":
+		c.PhysicalUp, c.physicalLine = append(c.PhysicalUp, e.value), e.line
+	case "physicaldown":
+		c.PhysicalDown, c.physicalLine = append(c.PhysicalDown, e.value), e.line
 	}
 	return err
 }

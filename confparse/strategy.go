@@ -1,6 +1,10 @@
 package confparse
 
-import "strconv"
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
 
 // Values of RoutingStrategy. "" is StrategyAuto.
 const (
@@ -8,7 +12,12 @@ const (
 	StrategyReplace  = "replace"
 	StrategyOverride = "override"
 	StrategyRules    = "rules"
+	StrategyPhysical = "physical-netns"
 )
+
+// PhysicalNamespace is the BirthNamespace of strategy `physical-netns` where the
+// config names none.
+const PhysicalNamespace = "physical"
 
 // Priorities of the routing rules of strategy `rules`: the endpoints' and the
 // tunnel's, where RulePriority names no others.
@@ -35,11 +44,11 @@ func (c *Config) RulePriorities() (endpoint, tunnel uint32) {
 
 func (c *Config) setStrategy(e entry) error {
 	switch name := asciiLower(e.value); name {
-	case "", StrategyAuto, StrategyReplace, StrategyOverride, StrategyRules:
+	case "", StrategyAuto, StrategyReplace, StrategyOverride, StrategyRules, StrategyPhysical:
 		c.RoutingStrategy, c.strategyLine = name, e.line
 		return nil
 	}
-	return c.errorf(e.line, KindQuick, "RoutingStrategy is `auto', `replace', `override' or `rules', not `%s'", redact(e.value))
+	return c.errorf(e.line, KindQuick, "RoutingStrategy is `auto', `replace', `override', `rules' or `physical-netns', not `%s'", redact(e.value))
 }
 
 // setPriority reads `A, B`: the first rule must come before the second, and both
@@ -69,9 +78,61 @@ func (c *Config) checkStrategy() error {
 			return err
 		}
 	}
+	if err := c.refuse(c.checkPhysical(s)); err != nil {
+		return err
+	}
 	return c.refuse(c.checkTable(s))
 }
 
+// checkPhysical refuses what makes no sense with, or without, `physical-netns`.
+func (c *Config) checkPhysical(s string) error {
+	switch {
+	case s != StrategyPhysical && c.physicalLine != 0:
+		return c.errorf(c.physicalLine, KindQuick, "Physical... keys are for `RoutingStrategy = physical-netns' only")
+	case s != StrategyPhysical:
+	case c.BirthNamespace.Kind != NSName:
+		return c.errorf(c.BirthNamespace.Line, KindQuick, "`RoutingStrategy = physical-netns' needs a BirthNamespace that is a name, as `ip netns' has them, not `%s'", redact(c.BirthNamespace.String()))
+	case c.Namespace.Kind == NSName && c.Namespace.Value == c.BirthNamespace.Value:
+		return c.errorf(c.Namespace.Line, KindQuick, "Namespace and BirthNamespace are the same: with `RoutingStrategy = physical-netns' the interfaces go from the one to the other")
+	}
+	return nil
+}
+
+// physicalList reads a list of names, or one of the words that stand for one: the
+// first for nil, another for an empty list.
+func (c *Config) physicalList(e entry, list []string, special ...string) ([]string, error) {
+	c.physicalLine = e.line
+	names := words(e.value)
+	if len(names) == 0 {
+		return nil, c.errorf(e.line, KindQuick, "a list of names, or `%s', is missing", strings.Join(special, "' or `"))
+	}
+	for _, name := range names {
+		i := slices.Index(special, asciiLower(name))
+		switch {
+		case i >= 0 && (len(names) > 1 || list != nil):
+			return nil, c.errorf(e.line, KindQuick, "`%s' stands for a list and cannot be in one", asciiLower(name))
+		case i == 0:
+			return nil, nil
+		case i > 0:
+			return []string{}, nil
+		case special[0] == "auto" && len(special) == 1 && !interfaceName(name), strings.ContainsAny(name, "/\x00"):
+			return nil, c.errorf(e.line, KindQuick, "not a name: `%s'", redact(name))
+		}
+		if len(special) > 1 && !strings.Contains(name, ".") {
+			name += ".service"
+		}
+		if !slices.Contains(list, name) {
+			list = append(list, name)
+		}
+	}
+	return list, nil
+}
+
+// interfaceName says whether the kernel takes a name for an interface
+// (dev_valid_name of net/core/dev.c).
+func interfaceName(s string) bool {
+	return s != "." && s != ".." && 0 < len(s) && len(s) < 16 && !strings.ContainsAny(s, "/: \t\n")
+}
 func (c *Config) checkTable(s string) error {
 	switch {
 	case s == StrategyAuto || c.Table == "" || c.Table == "auto":

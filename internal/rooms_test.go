@@ -27,7 +27,7 @@ var rooms = map[string][]string{
 	"internal/dns":       {"confparse", "internal/facts", "internal/plan", "internal/netns", "internal/proc"},
 	"internal/userspace": {"internal/proc"},
 	"strategies":         {"confparse", "internal/facts", "internal/plan"},
-	"systemd":            {},
+	"systemd":            {"internal/facts", "internal/plan", "internal/netns", "internal/proc"},
 	"hooks":              {"internal/plan", "internal/netns", "internal/proc"},
 }
 

@@ -256,7 +256,7 @@ func putBack(s plan.Resolv, old *string) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
 		return nil
 	case err != nil:
-	case !is:
+	case !is && !s.Shared:
 		return nil
 	case old != nil:
 		err = writeResolv(s, *old)

@@ -109,6 +109,9 @@ func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, er
 	if s, ok := step.(plan.Netns); ok {
 		return hasNetns(ctx, s)
 	}
+	if s, ok := step.(plan.Move); ok {
+		return d.hasMove(ctx, s)
+	}
 	sp, err := d.space(ns)
 	if err != nil {
 		return false, err
@@ -138,6 +141,10 @@ func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, er
 	case plan.Sysctl:
 		v, err := sp.sysctl(s.Name)
 		return sameValue(v, s.Value), err
+	case plan.Twin:
+		return sp.hasTwin(ctx, s)
+	case plan.Hold, plan.Settle: // which set rather than make
+		return true, nil
 	}
 	return false, fmt.Errorf("kernel: no such step: %s", step.Kind())
 }
@@ -160,6 +167,9 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 	if s, ok := step.(plan.Netns); ok {
 		out, err = d.netns(ctx, s)
 		return out, 0, err
+	}
+	if s, ok := step.(plan.Move); ok {
+		return out, 0, d.move(ctx, s)
 	}
 	sp, err := d.space(ns)
 	if err != nil {
@@ -210,6 +220,12 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 	case plan.Sysctl:
 		out, err = sp.setSysctl(s)
 		return out, 0, err
+	case plan.Hold:
+		return out, 0, sp.hold(ctx, s)
+	case plan.Settle:
+		return out, 0, d.settle(ctx, sp, s)
+	case plan.Twin:
+		return out, 0, d.twin(ctx, ns, sp, s)
 	}
 	return out, 0, fmt.Errorf("kernel: no such step: %s", step.Kind())
 }

@@ -231,7 +231,17 @@ func (sp *space) hasIPv6() (bool, error) {
 // routes lists every route of both families outside of table local, with the Way
 // of those by the interfaces in ways, which has their names. It reads them itself:
 // a table may be long, and through the library each route costs four allocations.
-func (sp *space) routes(ways map[int]string) (list []facts.Route, err error) {
+func (sp *space) routes(ways map[int]string) ([]facts.Route, error) {
+	return sp.routesWith(func(r facts.Route, body []byte) *facts.Way {
+		if _, ok := ways[r.Index]; ok {
+			return parseWay(body, ways)
+		}
+		return nil
+	})
+}
+
+// routesWith is routes with whatever Way is made of a route's message.
+func (sp *space) routesWith(way func(r facts.Route, body []byte) *facts.Way) (list []facts.Route, err error) {
 	for _, fam := range []byte{unix.AF_INET, unix.AF_INET6} {
 		mark := len(list)
 		err := dump("routes", func() error {
@@ -242,9 +252,7 @@ func (sp *space) routes(ways map[int]string) (list []facts.Route, err error) {
 			}, func(body []byte) error {
 				// A cached copy is no entry of a table.
 				if r, ok := parseRoute(fam, body); ok && r.Table != unix.RT_TABLE_LOCAL && native32(body[8:])&unix.RTM_F_CLONED == 0 {
-					if _, ok := ways[r.Index]; ok {
-						r.Way = parseWay(body, ways)
-					}
+					r.Way = way(r, body)
 					list = append(list, r)
 				}
 				return nil

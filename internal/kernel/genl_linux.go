@@ -28,36 +28,46 @@ func (sp *space) kernelWG(ctx context.Context) (*wireguard, error) {
 	if sp.wg != nil {
 		return sp.wg, nil
 	}
-	w := &wireguard{}
-	err := sp.inside(func() (err error) {
-		w.socket, err = dial(unix.NETLINK_GENERIC)
+	s, family, err := sp.generic(ctx, unix.WG_GENL_NAME)
+	if err != nil || s == nil {
+		return nil, err
+	}
+	w := &wireguard{s, family}
+	sp.wg = w
+	return w, nil
+}
+
+// generic opens a socket to a family of generic netlink; nil when the kernel has
+// none of that name.
+func (sp *space) generic(ctx context.Context, name string) (s *socket, family uint16, err error) {
+	err = sp.inside(func() (err error) {
+		s, err = dial(unix.NETLINK_GENERIC)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	put := func(m *message, _ int) (typ, flags uint16) {
 		m.bytes(unix.CTRL_CMD_GETFAMILY, 1, 0, 0)
-		m.attrString(unix.CTRL_ATTR_FAMILY_NAME, unix.WG_GENL_NAME)
+		m.attrString(unix.CTRL_ATTR_FAMILY_NAME, name)
 		return unix.GENL_ID_CTRL, 0
 	}
-	_, err = w.socket.exchange(ctx, 1, put, func(_ int, body []byte, err error) error {
+	_, err = s.exchange(ctx, 1, put, func(_ int, body []byte, err error) error {
 		for typ, data := range attributes(body[min(unix.GENL_HDRLEN, len(body)):]) {
 			if typ == unix.CTRL_ATTR_FAMILY_ID {
-				w.family = native16(data)
+				family = native16(data)
 			}
 		}
 		return err
 	})
-	if err != nil || w.family == 0 {
-		w.socket.close()
-		if err == nil || errors.Is(err, unix.ENOENT) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("look for the kernel's WireGuard: %w", err)
+	if err == nil && family != 0 {
+		return s, family, nil
 	}
-	sp.wg = w
-	return w, nil
+	s.close()
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil, 0, nil
+	}
+	return nil, 0, fmt.Errorf("look for the kernel's %s: %w", name, err)
 }
 
 // peerPart is what one request says about a peer: all of it the first time, of

@@ -16,7 +16,7 @@ func (ns NS) Name() (string, bool) { return strings.CutPrefix(string(ns), netnsD
 func Trace(ns NS, s Step) []string {
 	commands := s.Commands()
 	switch s := s.(type) {
-	case Hook, Netns, Resolv, DNS:
+	case Hook, Netns, Resolv, DNS, Move, Views, Confine, Service:
 		return commands
 	case Link:
 		if s.Birth != nil && !s.Delete {

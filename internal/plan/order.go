@@ -28,7 +28,7 @@ func UndoOrder(actions []Action, rollback bool) []Undoing {
 // device, DNS and firewall; its rollback of a failed `up` takes off DNS and
 // firewall first. Other people's routes come back before the device goes, so that
 // one is there at each moment. Sysctls come late, when nothing needs them any
-// more; then the kill switch, when nothing is half-way any more; and namespaces last,
+// more; then others' interfaces come home; then goes the kill switch, when nothing is half-way any more; and namespaces last,
 // when nothing of the tunnel is in them.
 func UndoRank(s Step, rollback bool) int {
 	switch s := s.(type) {
@@ -41,7 +41,10 @@ func UndoRank(s Step, rollback bool) int {
 		}
 		return 9
 	case Resolv:
-		if rollback {
+		switch {
+		case s.Shared: // by those who come home
+			return 12
+		case rollback:
 			return 0
 		}
 		return 9
@@ -74,7 +77,10 @@ func UndoRank(s Step, rollback bool) int {
 	case Sysctl:
 		return 11
 	case KillSwitch:
+		return 13
+	}
+	if Physical(s) { // among each other newest first
 		return 12
 	}
-	return 13 // Netns
+	return 14 // Netns
 }

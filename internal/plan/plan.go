@@ -132,6 +132,22 @@ func decode(e encoded) (Step, error) {
 		return into[Via](e.Step)
 	case KindKillSwitch:
 		return into[KillSwitch](e.Step)
+	case KindHold:
+		return into[Hold](e.Step)
+	case KindMove:
+		return into[Move](e.Step)
+	case KindSettle:
+		return into[Settle](e.Step)
+	case KindTwin:
+		return into[Twin](e.Step)
+	case KindViews:
+		return into[Views](e.Step)
+	case KindConfine:
+		return into[Confine](e.Step)
+	case KindService:
+		return into[Service](e.Step)
+	case KindClient:
+		return into[Client](e.Step)
 	}
 	return nil, fmt.Errorf("unknown kind")
 }

@@ -414,6 +414,9 @@ type Resolv struct {
 	// InPlace writes into the file instead of renaming one over it: a container's
 	// is a mount point.
 	InPlace bool `json:"inPlace,omitempty"`
+	// Shared says that others write the file too: Delete puts back what was there
+	// whoever wrote last.
+	Shared bool `json:"shared,omitempty"`
 	// Claims is where several tunnels that want the file are kept; "": beside its
 	// folder, which a container must not have.
 	Claims string `json:"claims,omitempty"`
