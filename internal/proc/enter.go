@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -40,22 +39,12 @@ func Within(ns string, fn func() error) error {
 	if ns == "" {
 		return fn()
 	}
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if unix.Gettid() == os.Getpid() {
-			// the main thread cannot end, and is what /proc/PID shows of us
-			done <- Within(ns, fn)
-			runtime.UnlockOSThread()
-			return
-		}
+	return onThread(func() error {
 		if err := Enter(ns); err != nil {
-			done <- err
-			return
+			return err
 		}
-		done <- fn()
-	}()
-	return <-done
+		return fn()
+	})
 }
 
 // Enter moves the calling thread into the network namespace at path ns as
@@ -117,18 +106,10 @@ func inside(ns *os.File) (bool, error) {
 
 // mountSys puts a sysfs on /sys: each shows the network namespace that mounted it.
 func mountSys() error {
-	trees := map[string]int{}
-	for _, name := range kept {
-		var st unix.Statfs_t
-		if unix.Statfs("/sys/"+name, &st) != nil || st.Type == unix.SYSFS_MAGIC {
-			continue
-		}
-		tree, err := unix.OpenTree(unix.AT_FDCWD, "/sys/"+name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-		if err != nil {
-			return fmt.Errorf("keep /sys/%s: %w", name, err)
-		}
-		defer unix.Close(tree)
-		trees[name] = tree
+	trees, err := keep()
+	defer closeTrees(trees)
+	if err != nil {
+		return err
 	}
 	flags := uintptr(0)
 	if unix.Unmount("/sys", unix.MNT_DETACH) != nil {
@@ -141,12 +122,45 @@ func mountSys() error {
 	if err := unix.Mount("sysfs", "/sys", "sysfs", flags, ""); err != nil {
 		return fmt.Errorf("mount /sys of the namespace: %w", err)
 	}
+	return putBack(trees, "/sys")
+}
+
+// keep takes copies of the mounts on /sys that are kept.
+func keep() (map[string]int, error) {
+	trees := map[string]int{}
+	for _, name := range kept {
+		var st unix.Statfs_t
+		if unix.Statfs("/sys/"+name, &st) != nil || st.Type == unix.SYSFS_MAGIC {
+			continue
+		}
+		tree, err := openTree("/sys/" + name)
+		if err != nil {
+			return trees, fmt.Errorf("keep /sys/%s: %w", name, err)
+		}
+		trees[name] = tree
+	}
+	return trees, nil
+}
+
+func closeTrees(trees map[string]int) {
+	for _, tree := range trees {
+		unix.Close(tree)
+	}
+}
+
+// putBack mounts them on another sysfs.
+func putBack(trees map[string]int, sys string) error {
 	for name, tree := range trees {
-		if err := attach(tree, "/sys/"+name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := attach(tree, sys+"/"+name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("keep /sys/%s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// openTree copies the mounts at a path and below.
+func openTree(path string) (int, error) {
+	return unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 }
 
 // attach mounts what OpenTree made.
@@ -197,9 +211,9 @@ func coverEtc(own string) error {
 			continue
 		}
 		if e.Type()&fs.ModeSymlink != 0 {
-			err = copyLink(etc, e.Name())
+			err = copyLink(etc, e.Name(), "/etc")
 		} else {
-			err = bind(int(etc.Fd()), e.Name())
+			err = bind(int(etc.Fd()), e.Name(), "/etc")
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
 			return fmt.Errorf("bind /etc/%s into the namespace's /etc: %w", e.Name(), err)
@@ -211,7 +225,7 @@ func coverEtc(own string) error {
 		}
 		err := covers(folder, int(etc.Fd()), name)
 		if err == nil {
-			err = bind(folder, name)
+			err = bind(folder, name, "/etc")
 		}
 		if err != nil {
 			return fmt.Errorf("bind %s/%s over /etc/%s: %w", own, name, name, err)
@@ -241,8 +255,8 @@ func covers(own, etc int, name string) error {
 	return err
 }
 
-// bind mounts the entry name of a folder on /etc/name, which it makes.
-func bind(folder int, name string) error {
+// bind mounts the entry name of a folder on that of the folder to, which it makes.
+func bind(folder int, name, to string) error {
 	tree, err := unix.OpenTree(folder, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		return err
@@ -252,7 +266,7 @@ func bind(folder int, name string) error {
 	if err := unix.Fstat(tree, &st); err != nil {
 		return err
 	}
-	path := "/etc/" + name
+	path := to + "/" + name
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		err = unix.Mkdir(path, 0o755)
 	} else {
@@ -264,13 +278,13 @@ func bind(folder int, name string) error {
 	return attach(tree, path)
 }
 
-func copyLink(etc *os.File, name string) error {
+func copyLink(etc *os.File, name, to string) error {
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(int(etc.Fd()), name, buf)
 	if err != nil {
 		return err
 	}
-	return unix.Symlink(string(buf[:n]), "/etc/"+name)
+	return unix.Symlink(string(buf[:n]), to+"/"+name)
 }
 
 // hide covers the folders of resolvers by ones without their sockets. Plain files

@@ -1,0 +1,340 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// hostEtc is the machine's /etc in a view of it.
+const hostEtc = ".host"
+
+// pathKept are entries of /etc that are to have their own path in the view: an
+// AppArmor profile of a DHCP client or supplicant knows them by that.
+var pathKept = map[string]bool{
+	"NetworkManager": true, "dhcp": true, "dhcpcd": true, "iwd": true, "netns": true, "network": true, "udhcpc": true, "wpa_supplicant": true,
+	"group": true, "nsswitch.conf": true, "passwd": true,
+}
+
+// complete is the last file that views get.
+const complete = ".complete"
+
+// MountViews mounts at the folder dir, which it makes, what a program in the named
+// network namespace ns is to see in place of /sys and /etc, for others to bind:
+//
+//	sys  the namespace's, read-only, so that nobody waits for udev, which does not know it
+//	etc  the machine's, with the entries of /etc/netns/NAME in place of its own, and
+//	     resolv.conf a link to that there, which must be, so that whoever writes one,
+//	     in place or by rename(2), writes /etc/netns/NAME/resolv.conf
+//
+// Both are in a tmpfs at dir, where more may be put. They are mounted where PID 1
+// sees them. Those that are there already stay; what is there of others, or in part,
+// is taken away first.
+func MountViews(ns, dir string) error {
+	folder, name := filepath.Split(ns)
+	if folder != named+"/" || name == "" {
+		return fmt.Errorf("make views of network namespace %s: it has no name", ns)
+	}
+	info, err := os.Stat(ns)
+	if err != nil {
+		return fmt.Errorf("make views of network namespace %s: %w", name, err)
+	}
+	mark := fmt.Sprintf("of network namespace %d\n", info.Sys().(*syscall.Stat_t).Ino)
+	err = onHost(func() error {
+		if text, err := os.ReadFile(dir + "/" + complete); err == nil && string(text) == mark {
+			return nil
+		}
+		if err := unmountViews(dir); err != nil {
+			return err
+		}
+		own := filepath.Join(configs, name)
+		if err := os.MkdirAll(own, 0o755); err != nil {
+			return err
+		}
+		f, err := os.OpenFile(filepath.Join(own, "resolv.conf"), os.O_CREATE, 0o644)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s/resolv.conf is a link to nowhere", own)
+		} else if err != nil {
+			return err
+		}
+		f.Close()
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount("views", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+		if err := viewEtc(dir+"/etc", own); err != nil {
+			return fmt.Errorf("bind /etc to %s: %w", dir, err)
+		}
+		if err := viewSys(ns, dir+"/sys"); err != nil {
+			return err
+		}
+		return os.WriteFile(dir+"/"+complete, []byte(mark), 0o644)
+	})
+	if err != nil {
+		return fmt.Errorf("make views of network namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// UnmountViews takes away what MountViews made, as far as it is there. Programs
+// that have it bound keep it.
+func UnmountViews(ns, dir string) error {
+	err := onHost(func() error {
+		if err := unmountViews(dir); err != nil {
+			return err
+		}
+		own := filepath.Join(configs, filepath.Base(ns))
+		if info, err := os.Lstat(own + "/resolv.conf"); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
+			if err := os.Remove(own + "/resolv.conf"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		err := unix.Rmdir(own)
+		if err == unix.ENOTEMPTY || err == unix.EEXIST || err == unix.ENOENT || err == unix.EBUSY {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("take the views of network namespace %s away: %w", filepath.Base(ns), err)
+	}
+	return nil
+}
+
+// ViewsMounted says whether there is something of MountViews at dir.
+func ViewsMounted(dir string) (there bool, err error) {
+	err = onHost(func() error {
+		_, err := os.Lstat(dir)
+		there = err == nil
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return there, err
+}
+
+// unmountViews unmounts all at dir and removes it.
+func unmountViews(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err == unix.EINVAL || err == unix.ENOENT {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// viewSys mounts a sysfs of the namespace ns at path. It moves the thread.
+func viewSys(ns, path string) error {
+	trees, err := keep()
+	defer closeTrees(trees)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(ns)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter it: %w", err)
+	}
+	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("sysfs", path, "sysfs", flags, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", path, err)
+	}
+	return putBack(trees, path)
+}
+
+// viewEtc makes the view of /etc at path. What is in it are links to the machine's
+// whole /etc, which is bound to a folder of it, so that a file that is replaced is seen.
+// Few are bound themselves, since systemd makes a unit of each mount: folders with links
+// that would lead elsewhere, and pathKept.
+func viewEtc(path, own string) error {
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("etc", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return err
+	}
+	all, err := openTree("/etc")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(all)
+	if err := os.Mkdir(path+"/"+hostEtc, 0o755); err != nil {
+		return err
+	}
+	if err := attach(all, path+"/"+hostEtc); err != nil {
+		return err
+	}
+	etc, err := os.Open("/etc")
+	if err != nil {
+		return err
+	}
+	defer etc.Close()
+	theirs, err := etc.ReadDir(-1)
+	if err != nil {
+		return err
+	}
+	mine, err := os.ReadDir(own)
+	if err != nil {
+		return err
+	}
+	covered := map[string]bool{}
+	for _, e := range mine {
+		name := e.Name()
+		if strings.HasPrefix(name, ScratchPrefix) {
+			continue
+		}
+		covered[name] = true
+		if err := os.Symlink(filepath.Join(own, name), filepath.Join(path, name)); err != nil {
+			return err
+		}
+	}
+	for _, e := range theirs {
+		name := e.Name()
+		var err error
+		switch {
+		case covered[name] || name == hostEtc:
+		case pathKept[name] && (e.IsDir() || e.Type().IsRegular()), e.IsDir() && climbs("/etc/"+name):
+			err = bind(int(etc.Fd()), name, path)
+		case e.Type()&fs.ModeSymlink != 0:
+			err = copyLink(etc, name, path)
+		case e.IsDir(), e.Type().IsRegular():
+			err = os.Symlink(hostEtc+"/"+name, filepath.Join(path, name))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	// a new file in it would be lost, so it must fail
+	return unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "")
+}
+
+// climbs says whether there is a link in a folder of /etc that leads out of that by "..".
+func climbs(dir string) bool {
+	found := errors.New("found")
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.Type()&fs.ModeSymlink == 0 {
+			return nil // what cannot be read, nobody uses
+		}
+		to, err := os.Readlink(path)
+		if err != nil || filepath.IsAbs(to) {
+			return nil
+		}
+		if to = filepath.Join(filepath.Dir(path), to); to != "/etc" && !strings.HasPrefix(to, "/etc/") {
+			return found
+		}
+		return nil
+	})
+	return err == found
+}
+
+// WithinViews is Within, with the views that MountViews mounted at dir in place of
+// what Enter shows, and without the programs in hidden. None of these can be run
+// inside, by whoever; one that there is not is no error.
+func WithinViews(ns, dir string, hidden []string, fn func() error) error {
+	return onThread(func() error {
+		f, err := os.Open(ns)
+		if err != nil {
+			return fmt.Errorf("open network namespace: %w", err)
+		}
+		defer f.Close()
+		if err := toHost(); err != nil {
+			return err
+		}
+		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace %s: %w", ns, err)
+		}
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("make a mount namespace: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+			return fmt.Errorf("keep mounts in their namespace: %w", err)
+		}
+		for _, path := range hidden {
+			if err := unix.Mount("/dev/null", path, "", unix.MS_BIND, ""); err != nil && err != unix.ENOENT {
+				return fmt.Errorf("hide %s: %w", path, err)
+			}
+		}
+		for _, view := range []string{"/sys", "/etc"} {
+			if err := unix.Mount(dir+view, view, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+				return fmt.Errorf("bind %s%s: %w", dir, view, err)
+			}
+		}
+		if err := hide(); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// onHost calls fn on a thread of its own in the mount namespace of PID 1.
+func onHost(fn func() error) error {
+	return onThread(func() error {
+		if err := toHost(); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// toHost moves the thread into the mount namespace of PID 1, unless that has
+// another /run: then PID 1 is another container's.
+func toHost() error {
+	run, err := os.Stat("/run")
+	if err != nil {
+		return err
+	}
+	if theirs, err := os.Stat("/proc/1/root/run"); err != nil || !os.SameFile(run, theirs) {
+		return nil
+	}
+	mnt, err := os.Open("/proc/1/ns/mnt")
+	if err != nil {
+		return fmt.Errorf("open the mount namespace of PID 1: %w", err)
+	}
+	defer mnt.Close()
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("leave the other threads: %w", err)
+	}
+	if err := unix.Setns(int(mnt.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("enter the mount namespace of PID 1: %w", err)
+	}
+	return nil
+}
+
+// onThread calls fn on a locked thread that ends with it.
+func onThread(fn func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if unix.Gettid() == os.Getpid() {
+			// the main thread cannot end, and is what /proc/PID shows of us
+			done <- onThread(fn)
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}

@@ -1,0 +1,184 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
+
+	"wg-quickns/internal/plan"
+)
+
+// patience is how long a start may take until the unit counts as started: some wait
+// for a lease (dhcpcd -w), which may never come. systemd waits on.
+const patience = 20 * time.Second
+
+// running says whether systemd is the machine's service manager, as sd_booted(3).
+func running() bool {
+	_, err := os.Lstat(runtimeUnits)
+	return err == nil
+}
+
+func connect(ctx context.Context) (*dbus.Conn, error) {
+	c, err := dbus.NewWithContext(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to systemd: %w", err)
+	}
+	return c, nil
+}
+
+// started says whether a unit is active, or about to be.
+func started(ctx context.Context, c *dbus.Conn, unit string) (bool, error) {
+	p, err := c.GetUnitPropertyContext(ctx, unit, "ActiveState")
+	if err != nil {
+		return false, fmt.Errorf("ask systemd for %s: %w", unit, err)
+	}
+	switch p.Value.Value() {
+	case "active", "activating", "reloading", "refreshing":
+		return true, nil
+	}
+	return false, nil
+}
+
+// list is a property of a unit that is a list of units.
+func list(ctx context.Context, c *dbus.Conn, unit, property string) ([]string, error) {
+	p, err := c.GetUnitPropertyContext(ctx, unit, property)
+	if err != nil {
+		return nil, fmt.Errorf("ask systemd for %s of %s: %w", property, unit, err)
+	}
+	names, _ := p.Value.Value().([]string)
+	return names, nil
+}
+
+// sockets are the units that start a service when somebody talks to them.
+func sockets(ctx context.Context, c *dbus.Conn, unit string) ([]string, error) {
+	names, err := list(ctx, c, unit, "TriggeredBy")
+	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasSuffix(n, ".socket") }), err
+}
+
+func existsService(ctx context.Context, s plan.Service) (bool, error) {
+	c, err := connect(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	return started(ctx, c, s.Unit)
+}
+
+func doService(ctx context.Context, s plan.Service) error {
+	c, err := connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if s.Start {
+		return start(ctx, c, s.Unit)
+	}
+	return stop(ctx, c, s.Unit)
+}
+
+func start(ctx context.Context, c *dbus.Conn, unit string) error {
+	p, err := c.GetUnitPropertyContext(ctx, unit, "NeedDaemonReload")
+	if err != nil {
+		return fmt.Errorf("ask systemd for %s: %w", unit, err)
+	}
+	if p.Value.Value() == true {
+		if err := reload(ctx, c); err != nil {
+			return err
+		}
+	}
+	if bound, err := devices(ctx, c, unit); err != nil {
+		return err
+	} else if bound {
+		settle(ctx)
+	}
+	// it may have been started often lately; one that is not loaded cannot have failed
+	_ = c.ResetFailedUnitContext(ctx, unit)
+	result := "canceled"
+	for range 3 { // another job may come between
+		done := make(chan string, 1)
+		if _, err := c.StartUnitContext(ctx, unit, "replace", done); err != nil {
+			return fmt.Errorf("start %s: %w", unit, err)
+		}
+		wait := time.NewTimer(patience)
+		defer wait.Stop()
+		select {
+		case result = <-done:
+		case <-wait.C:
+			result = "done"
+		case <-ctx.Done():
+			result = "done" // the job goes on without us
+		}
+		if result != "canceled" {
+			break
+		}
+	}
+	if result != "done" && result != "skipped" {
+		return fmt.Errorf("start %s: %s (hint: journalctl -u %s)", unit, result, unit)
+	}
+	return nil
+}
+
+func stop(ctx context.Context, c *dbus.Conn, unit string) error {
+	units, err := sockets(ctx, c, unit)
+	if err != nil {
+		return err
+	}
+	// those that would start it again first
+	for _, u := range append(units, unit) {
+		done := make(chan string, 1)
+		_, err := c.StopUnitContext(ctx, u, "replace", done)
+		if known := (godbus.Error{}); errors.As(err, &known) && known.Name == "org.freedesktop.systemd1.NoSuchUnit" {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("stop %s: %w", u, err)
+		}
+		select {
+		case result := <-done:
+			if result != "done" && result != "skipped" {
+				return fmt.Errorf("stop %s: %s (hint: journalctl -u %s)", u, result, u)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("stop %s: %w", u, context.Cause(ctx))
+		}
+	}
+	files, err := drops(unit)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if to, is := strings.CutSuffix(file, staged); is {
+			if err := os.Rename(file, to); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// devices says whether a unit is bound to a device, and so stops when that goes.
+func devices(ctx context.Context, c *dbus.Conn, unit string) (bool, error) {
+	for _, property := range []string{"BindsTo", "Requires", "Requisite"} {
+		names, err := list(ctx, c, unit, property)
+		if err != nil || slices.ContainsFunc(names, device) {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// settle waits until udev knows what interfaces there are: until then systemd may take
+// one that has just come home for gone. See udevadm(8).
+func settle(ctx context.Context) {
+	// where there is no udev there are no devices to wait for
+	_ = exec.CommandContext(ctx, "udevadm", "settle", "--timeout=5").Run()
+}
+
+func device(name string) bool { return strings.HasSuffix(name, ".device") }
