@@ -272,10 +272,14 @@ func (r *reload) steps() {
 		}
 	}
 	for _, s := range r.standing {
-		if r.kept[s.ID] || len(s.Undo) == 0 {
+		if r.kept[s.ID] || len(s.Undo) == 0 || plan.Physical(s.Do) {
 			continue
 		}
 		switch do := s.Do.(type) {
+		case plan.Resolv:
+			if do.Shared {
+				continue
+			}
 		case plan.Link, plan.Netns, plan.Hook, plan.WG:
 			continue
 		case plan.Via:

@@ -23,6 +23,7 @@ type Place struct {
 	Target, Birth, Hooks plan.NS
 	Make                 []string // names under /run/netns, in order
 	Foreign              bool     // Target is not the caller's own namespace
+	Bare                 bool     // the tunnel takes every other way out of Target away
 }
 
 // Elsewhere says whether the UDP socket is in another namespace than the
@@ -57,8 +58,9 @@ func Create(name string, p Place) []plan.Action {
 }
 
 // plain says whether a /0 is a default route like any. In the caller's own
-// namespace it is not, wherever the socket is: there is a default route already.
-func (p Place) plain() bool { return p.Elsewhere() && p.Foreign }
+// namespace it is not, wherever the socket is: there is a default route already,
+// unless that is moved away.
+func (p Place) plain() bool { return p.Elsewhere() && (p.Foreign || p.Bare) }
 
 // in puts actions into a namespace.
 func in(ns plan.NS, actions []plan.Action) []plan.Action {

@@ -73,19 +73,21 @@ func (a app) down(ctx context.Context, arg string) error {
 	return s.engine.Down(ctx)
 }
 
-// beforeDown does what needs the interface: PreDown and saving.
+// beforeDown does what needs the interface: PreDown, saving and PhysicalDown.
 func (s *session) beforeDown(ctx context.Context) error {
-	if err := s.run(ctx, s.downHooks("PreDown")); err != nil {
+	if err := s.run(ctx, s.place.Hooks, s.downHooks("PreDown")); err != nil {
 		return err
 	}
 	head, _ := s.log.Header()
 	switch {
 	case s.cfg != nil && s.cfg.SaveConfig:
-		return s.save(ctx)
+		if err := s.save(ctx); err != nil {
+			return err
+		}
 	case s.cfg == nil && head.SaveConfig:
 		s.say("`%s' is gone or cannot be read: the state of `%s' is not saved", s.path, s.name)
 	}
-	return nil
+	return s.run(ctx, s.place.Birth, s.downHooks("PhysicalDown"))
 }
 
 // recorded says whether the journal is of the interface with that index.

@@ -325,8 +325,8 @@ func (g *guard) watch(s *session) error {
 	return err
 }
 
-// gone cleans up after an interface that somebody deleted, unless a kill switch
-// keeps everything shut until the user says down.
+// gone cleans up after an interface that somebody deleted, unless a kill switch, or
+// that the machine's interfaces are away, keeps everything shut until the user says down.
 func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, error) {
 	standing, err := s.log.Standing()
 	if err != nil {
@@ -344,6 +344,14 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 				g.fail(err)
 			}
 			systemd.Status(g.name + " is gone; its kill switch holds until down")
+		}
+		return 0, false, nil
+	}
+	if s.place.Bare {
+		if !g.vanished {
+			g.vanished = true
+			g.say("`%s' is gone; the interfaces that it took away stay away until down", g.name)
+			systemd.Status(g.name + " is gone; nothing leaves until down")
 		}
 		return 0, false, nil
 	}
@@ -370,6 +378,13 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	rep, entries, f, err := s.broken(ctx, g.moves...)
 	if err != nil {
 		return 0, err
+	}
+	if s.place.Bare {
+		fresh, err := s.newcomers(ctx)
+		if err != nil {
+			return 0, err
+		}
+		rep.New = append(rep.New, fresh...)
 	}
 	all := len(rep.Again) + len(rep.New)
 	rep = g.peace(s, rep)

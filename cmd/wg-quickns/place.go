@@ -55,6 +55,7 @@ func findPlace(ctx context.Context, path string, cfg *confparse.Config) (place, 
 		p.Birth = p.Target // one namespace by two names
 	}
 	p.Foreign = p.spaces[p.Target] != here.String()
+	p.Bare = cfg.Strategy() == confparse.StrategyPhysical
 	switch cfg.HookNamespace {
 	case confparse.HookBirth:
 		p.Hooks = p.Birth
@@ -176,6 +177,8 @@ func recordedPlace(log *journal.Journal) (place, error) {
 			}
 		}
 	}
+	p.Foreign = p.spaces[p.Target] != h.Netns
+	p.Bare = h.Strategy == confparse.StrategyPhysical
 	p.moved = make(map[plan.NS]plan.NS)
 	for ns, id := range p.spaces {
 		if ns == "" { // the one the command of then was started in: nothing is done there by that path

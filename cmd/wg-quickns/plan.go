@@ -157,9 +157,9 @@ func (a app) pending(t target, log *journal.Journal) ([]planned, error) {
 	if !ok {
 		return nil, fmt.Errorf("`%s' has no record of %s: down would take it down as wg-quick's", t.name, a.program)
 	}
-	pre, post := head.PreDown, head.PostDown
+	pre, post, physical := head.PreDown, head.PostDown, head.PhysicalDown
 	if t.cfg != nil {
-		pre, post = t.cfg.PreDown, t.cfg.PostDown
+		pre, post, physical = t.cfg.PreDown, t.cfg.PostDown, t.cfg.PhysicalDown
 	}
 	hooks := func(phase string, commands []string) []planned {
 		var list []planned
@@ -171,7 +171,7 @@ func (a app) pending(t target, log *journal.Journal) ([]planned, error) {
 	}
 	var list []planned
 	if log.State() == journal.Complete {
-		list = hooks("PreDown", pre)
+		list = append(hooks("PreDown", pre), hooks("PhysicalDown", physical)...)
 	}
 	entries := log.Pending()
 	actions := make([]plan.Action, len(entries))

@@ -20,6 +20,7 @@ import (
 	"wg-quickns/internal/netns"
 	"wg-quickns/internal/plan"
 	"wg-quickns/internal/userspace"
+	"wg-quickns/systemd"
 )
 
 // stateRoot is where locks and journals live. It is a tmpfs: a reboot clears it
@@ -53,6 +54,7 @@ type session struct {
 // doers sends each step to the room that can do it.
 type doers struct {
 	kernel, dns, hooks engine.Doer
+	services           engine.Doer // of systemd, and clients outside of it
 	local              func(plan.NS) plan.NS
 	tunnels            func(plan.NS) ([]string, error) // the others that are in a namespace
 	lost               func() bool                     // the process that led to the target is gone
@@ -64,6 +66,8 @@ func (d doers) pick(s plan.Step) engine.Doer {
 		return d.hooks
 	case plan.KindDNS, plan.KindResolv:
 		return d.dns
+	case plan.KindService, plan.KindConfine, plan.KindViews, plan.KindClient:
+		return d.services
 	}
 	return d.kernel
 }
@@ -118,7 +122,7 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 	if t.cfg != nil {
 		hook.WGConfig = strings.TrimSuffix(string(t.cfg.Strip()), "\n")
 	}
-	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, s.local, s.tunnels, func() bool { return s.place.lost }})
+	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, systemd.Doer{}, s.local, s.tunnels, func() bool { return s.place.lost }})
 	// A hook's own `save` runs under the lock of the command that runs the hook.
 	if !insideHook(t.name) {
 		if s.lock, err = stateRoot.Lock(ctx, s.state); err != nil {
@@ -293,7 +297,7 @@ func (s *session) header() (journal.Begin, error) {
 	return journal.Begin{
 		Version: version, Boot: boot, Netns: s.here, Since: time.Now().UTC().Truncate(time.Second),
 		Interface: s.name, ConfigFile: s.path, Strategy: s.cfg.Strategy(),
-		PreDown: s.cfg.PreDown, PostDown: s.cfg.PostDown,
+		PreDown: s.cfg.PreDown, PostDown: s.cfg.PostDown, PhysicalDown: s.cfg.PhysicalDown,
 		Vars: vars, Arrays: arrays, SaveConfig: s.cfg.SaveConfig,
 		Target: string(s.place.Target), Birth: string(s.place.Birth), Hooks: string(s.place.Hooks), Spaces: spaces,
 	}, nil
@@ -354,22 +358,20 @@ func display(ns plan.NS) string {
 // downHooks are the hooks of a phase of `down`: the file's where it parses, else the record's.
 func (s *session) downHooks(phase string) []plan.Hook {
 	head, _ := s.log.Header()
-	pre, post, vars, arrays := head.PreDown, head.PostDown, head.Vars, head.Arrays
+	vars, arrays := head.Vars, head.Arrays
+	commands := map[string][]string{"PreDown": head.PreDown, "PostDown": head.PostDown, "PhysicalDown": head.PhysicalDown}
 	if s.cfg != nil {
-		pre, post = s.cfg.PreDown, s.cfg.PostDown
+		commands = map[string][]string{"PreDown": s.cfg.PreDown, "PostDown": s.cfg.PostDown, "PhysicalDown": s.cfg.PhysicalDown}
 		vars, arrays = s.shellVariables()
 	}
-	if phase == "PreDown" {
-		return s.hookSteps(phase, pre, vars, arrays)
-	}
-	return s.hookSteps(phase, post, vars, arrays)
+	return s.hookSteps(phase, commands[phase], vars, arrays)
 }
 
 // run runs hooks outside of a plan: those of `down`, which have no undo.
-func (s *session) run(ctx context.Context, steps []plan.Hook) error {
+func (s *session) run(ctx context.Context, ns plan.NS, steps []plan.Hook) error {
 	for _, h := range steps {
 		s.trace([]string{h.Command})
-		if _, err := s.doer.Do(ctx, s.place.Hooks, h); err != nil {
+		if _, err := s.doer.Do(ctx, ns, h); err != nil {
 			return err
 		}
 	}
@@ -382,7 +384,7 @@ func (s *session) postDown(ctx context.Context) error {
 		s.say("PostDown does not run: its namespace is gone")
 		return nil
 	}
-	return s.run(ctx, steps)
+	return s.run(ctx, s.place.Hooks, steps)
 }
 
 // insideHook says whether a hook of this interface called, so that waiting for

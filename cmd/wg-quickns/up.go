@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/dns"
@@ -77,6 +78,20 @@ func (a app) up(ctx context.Context, arg string) (err error) {
 		}
 		if err := s.kernel.CheckKillSwitch(ctx, s.local(ns)); err != nil {
 			return fmt.Errorf("KillSwitch=true: this kernel's nf_tables cannot do it, nothing was changed: %w", err)
+		}
+	}
+	if s.isPhysical() { // what cannot move stops it before anything is done
+		list, err := s.movable(ctx, p)
+		if err != nil {
+			return err
+		}
+		if _, err := s.owners(ctx, p.Target, list); err != nil {
+			return err
+		}
+		for _, name := range t.cfg.PhysicalInterfaces {
+			if !slices.ContainsFunc(list, func(l facts.Interface) bool { return l.Name == name }) {
+				s.say("there is no interface `%s': the guard moves it when it comes", name)
+			}
 		}
 	}
 	if len(t.cfg.DNS) > 0 && p.resolvConf() { // what DNS= is refused for is known before anything is done
@@ -176,6 +191,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 		{Name: "device", Plan: func(context.Context) ([]plan.Action, error) {
 			return append(strategies.Create(s.name, s.place.Place), hooks("PreUp", s.cfg.PreUp)...), nil
 		}},
+		{Name: "physical", Global: s.isPhysical(), Plan: s.physical},
 		{Name: "configuration", Plan: func(ctx context.Context) ([]plan.Action, error) {
 			for _, w := range s.cfg.Warnings {
 				s.warn(fmt.Sprint(w))

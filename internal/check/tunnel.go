@@ -326,9 +326,12 @@ func (c *checker) routing() {
 			}
 		}
 		all := []string{"0.0.0.0/0", "::/0"}[other]
-		if cfg.KillSwitch {
+		switch {
+		case cfg.Strategy() == confparse.StrategyPhysical:
+			c.add(line, Note, "one-family", "add "+all+" if the peer takes it", "all of %s goes through the tunnel; for %s there is no way out but what AllowedIPs name", names[i], names[other])
+		case cfg.KillSwitch:
 			c.add(line, Note, "one-family", "add "+all+" if the peer takes it", "all of %s goes through the tunnel; of %s nothing leaves but what AllowedIPs name, for KillSwitch is true", names[i], names[other])
-		} else {
+		default:
 			c.add(line, Warning, "one-family", "add "+all+" to AllowedIPs, or write `KillSwitch = true'", "all of %s goes through the tunnel, but %s goes past it", names[i], names[other])
 		}
 	}
@@ -347,6 +350,10 @@ func (c *checker) routing() {
 	if cfg.Strategy() != confparse.StrategyAuto {
 		zero := slices.ContainsFunc(c.prefixes(), func(e entry) bool { return e.Prefix.Bits() == 0 })
 		switch {
+		case cfg.Strategy() == confparse.StrategyPhysical:
+			if !zero {
+				c.add(c.line("routingstrategy"), Warning, "physical-cuts", "add 0.0.0.0/0 and ::/0 to AllowedIPs", "every other way out is taken away, and the tunnel is the way to some networks only")
+			}
 		case c.foreign() && c.elsewhere():
 			c.add(c.line("routingstrategy"), Warning, "strategy-idle", "leave RoutingStrategy out", "in a namespace that has not the socket a /0 is a plain default route: the strategy has nothing to do")
 		case !zero:

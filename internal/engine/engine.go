@@ -154,7 +154,7 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 	// itself says EEXIST.
 	// A kill switch that is there without a record is taken over: it never opens.
 	kind := a.Do.Kind()
-	if sysctl || makes(a.Do) && !plan.Takes(a.Do) && kind != plan.KindResolv && kind != plan.KindKillSwitch && len(a.Undo) > 0 {
+	if sysctl || makes(a.Do) && !plan.Takes(a.Do) && kind != plan.KindResolv && kind != plan.KindKillSwitch && !plan.Physical(a.Do) && len(a.Undo) > 0 {
 		there, err := e.Doer.Exists(ctx, a.NS, a.Do)
 		if err != nil {
 			return nil, stepError(a.Do, err)
@@ -464,7 +464,7 @@ func stepError(s plan.Step, err error) error {
 // lives says whether what a step made is in its namespace, and went with it.
 func lives(s plan.Step) bool {
 	switch s.Kind() {
-	case plan.KindNetns, plan.KindResolv, plan.KindDNS:
+	case plan.KindNetns, plan.KindResolv, plan.KindDNS, plan.KindMove:
 		return false
 	}
 	return true
@@ -475,8 +475,10 @@ func makes(s plan.Step) bool {
 	switch s.Kind() {
 	case plan.KindWG, plan.KindFwMark, plan.KindLinkUp, plan.KindDNS, plan.KindHook:
 		return false
+	case plan.KindMove, plan.KindTwin, plan.KindConfine, plan.KindViews:
+		return true
 	}
-	return true
+	return !plan.Physical(s)
 }
 
 // first is a step in one line.

@@ -24,19 +24,21 @@ import (
 // Begin is a journal's first record: what `down` needs when the config is gone.
 // It never holds a key; in Vars and Arrays what looks like one is hidden.
 type Begin struct {
-	Version    string              `json:"version"`
-	Boot       string              `json:"boot"`  // /proc/sys/kernel/random/boot_id
-	Netns      string              `json:"netns"` // identity of the caller's namespace
-	Interface  string              `json:"interface"`
-	Since      time.Time           `json:"since,omitzero"` // when up began
-	ConfigFile string              `json:"configFile"`
-	ConfigHash string              `json:"configHash,omitempty"`
-	Strategy   string              `json:"strategy,omitempty"`
-	PreDown    []string            `json:"preDown,omitempty"`
-	PostDown   []string            `json:"postDown,omitempty"`
-	Vars       map[string]string   `json:"vars,omitempty"`
-	Arrays     map[string][]string `json:"arrays,omitempty"`
-	SaveConfig bool                `json:"saveConfig,omitempty"`
+	Version    string    `json:"version"`
+	Boot       string    `json:"boot"`  // /proc/sys/kernel/random/boot_id
+	Netns      string    `json:"netns"` // identity of the caller's namespace
+	Interface  string    `json:"interface"`
+	Since      time.Time `json:"since,omitzero"` // when up began
+	ConfigFile string    `json:"configFile"`
+	ConfigHash string    `json:"configHash,omitempty"`
+	Strategy   string    `json:"strategy,omitempty"`
+	PreDown    []string  `json:"preDown,omitempty"`
+	PostDown   []string  `json:"postDown,omitempty"`
+	// PhysicalDown are the hooks before interfaces come home.
+	PhysicalDown []string            `json:"physicalDown,omitempty"`
+	Vars         map[string]string   `json:"vars,omitempty"`
+	Arrays       map[string][]string `json:"arrays,omitempty"`
+	SaveConfig   bool                `json:"saveConfig,omitempty"`
 
 	// Where the tunnel is, as paths (plan.NS), and the identity of each namespace
 	// that was there before; of one that was made its Netns step tells.

@@ -39,6 +39,7 @@ type world struct {
 	t      *testing.T // the part that runs
 	before state.State
 	beds   int
+	away   bool // the tunnel takes the uplink away
 	isUp   bool // the last case left the tunnel up
 	kinds  []string
 	cases  map[string]int
@@ -236,7 +237,9 @@ func (p *point) whole() {
 	adds := p.adds
 	if adds == nil {
 		adds = map[string]int{"link": 1, "addr": 2, "rule": 4, "nft": p.nft, "dns": 1, "sysctl": 1}
-	} else if out, err := p.Out("192.0.2.1"); err != nil || out != "uplink" {
+	} else if out, err := p.Out("192.0.2.1"); p.away && (err != nil || out != "wg0") {
+		p.errorf("the gateway is reached by %q: %v", out, err)
+	} else if !p.away && (err != nil || out != "uplink") {
 		p.errorf("the endpoint is reached by %q: %v", out, err)
 	}
 	for section, most := range adds {

@@ -20,7 +20,7 @@ func TestNamespaces(t *testing.T) {
 	if os.Getenv("CRASH") == "all" {
 		few, moments = 0, 200
 	}
-	for name, tunnel := range map[string]func(w *world){"named": named, "container": container} {
+	for name, tunnel := range map[string]func(w *world){"named": named, "container": container, "physical": physical} {
 		t.Run(name, func(t *testing.T) {
 			w := worldOf(t, tunnel)
 			w.few = few
@@ -39,6 +39,13 @@ func (w *world) puts(keys string) {
 func named(w *world) {
 	w.puts("Namespace = box\nBirthNamespace = crib\n")
 	w.home, w.resolv = "box", "/etc/netns/box/resolv.conf"
+}
+
+// physical takes the bed's uplink away.
+func physical(w *world) {
+	w.puts("RoutingStrategy = physical-netns\n")
+	w.adds = map[string]int{"link": 1, "addr": 2, "dns": 1}
+	w.away = true
 }
 
 // container goes into a process's, whose resolv.conf is written in place.

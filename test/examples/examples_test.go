@@ -54,7 +54,7 @@ func files(t *testing.T, all bool) []string {
 		if err != nil || len(namespaces) == 0 {
 			t.Fatalf("no examples for namespaces: %v", err)
 		}
-		list = slices.Concat(list, namespaces, demo)
+		list = slices.Concat(list, namespaces, demo, []string{root + "/examples/physical/laptop.conf"})
 	}
 	return list
 }

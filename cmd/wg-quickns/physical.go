@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/dns"
+	"wg-quickns/internal/facts"
+	"wg-quickns/internal/plan"
+	"wg-quickns/strategies"
+	"wg-quickns/systemd"
+)
+
+// isPhysical says whether the config takes the machine's interfaces away.
+func (s *session) isPhysical() bool { return s.cfg.Strategy() == confparse.StrategyPhysical }
+
+// movable finds what `physical-netns` moves. It changes nothing.
+func (s *session) movable(ctx context.Context, p place) ([]facts.Interface, error) {
+	fail := func(err error) ([]facts.Interface, error) {
+		return nil, fmt.Errorf("%s: RoutingStrategy = %s: %w", s.path, s.cfg.Strategy(), err)
+	}
+	if p.missing() {
+		return fail(errors.New("the interfaces to move are those of Namespace, which is not there yet"))
+	}
+	all, err := s.kernel.Interfaces(ctx, s.local(p.Target))
+	if err != nil {
+		return nil, err
+	}
+	list, err := strategies.Movable(s.cfg, all)
+	if err != nil {
+		return fail(err)
+	}
+	return list, nil
+}
+
+// owners finds who configures interfaces of the home namespace, or takes whom the config names.
+func (s *session) owners(ctx context.Context, home plan.NS, list []facts.Interface) (owners []facts.Owner, err error) {
+	names := make([]string, len(list))
+	for i, l := range list {
+		names[i] = l.Name
+	}
+	switch {
+	case s.cfg == nil || s.cfg.PhysicalServices == nil:
+		return systemd.Owners(ctx, string(s.local(home)), names)
+	case len(s.cfg.PhysicalServices) == 0: // `none'
+		return nil, nil
+	}
+	if owners, err = systemd.Units(ctx, s.cfg.PhysicalServices, names); err != nil {
+		return nil, fmt.Errorf("%s: PhysicalServices = %s: %w", s.path, strings.Join(s.cfg.PhysicalServices, ", "), err)
+	}
+	return owners, nil
+}
+
+// hosted finds who configures interfaces, and what they need to find in the namespace.
+func (s *session) hosted(ctx context.Context, list []facts.Interface) (h strategies.Hosted, err error) {
+	if h.Owners, err = s.owners(ctx, s.place.Target, list); err != nil {
+		return h, err
+	}
+	name, _ := s.place.Birth.Name()
+	h.Views = string(stateRoot) + "/@views." + name
+	resolv := plan.Resolv{Path: "/etc/netns/" + name + "/resolv.conf", Shared: true}
+	if resolv.Old, resolv.MadeDirs, err = dns.ReadResolv(resolv.Path); err != nil || resolv.Old != nil {
+		return h, err
+	}
+	resolv.Servers, resolv.Search, err = dns.Upstream()
+	h.Resolv = &resolv
+	return h, err
+}
+
+// physical plans the way of the machine's interfaces to where the tunnel's socket
+// is, if the config says so.
+func (s *session) physical(ctx context.Context) ([]plan.Action, error) {
+	if !s.isPhysical() {
+		return nil, nil
+	}
+	list, err := s.movable(ctx, s.place)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.kernel.Settings(ctx, s.local(s.place.Target), list); err != nil {
+		return nil, err
+	}
+	h, err := s.hosted(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	actions := strategies.Physical(list, h, s.place.Place)
+	vars, arrays := s.shellVariables()
+	for _, hook := range s.hookSteps("PhysicalUp", s.cfg.PhysicalUp, vars, arrays) {
+		actions = append(actions, plan.Action{NS: s.place.Birth, Do: hook, Why: "PhysicalUp of the config"})
+	}
+	return actions, nil
+}
+
+// newcomers plans the way of what was plugged in since `up`.
+func (s *session) newcomers(ctx context.Context) ([]plan.Action, error) {
+	cfg := s.cfg
+	if cfg == nil {
+		cfg = &confparse.Config{}
+	}
+	all, err := s.kernel.Interfaces(ctx, s.local(s.place.Target))
+	if err != nil {
+		return nil, err
+	}
+	list := strategies.Newcomers(cfg, all, namedByUdev)
+	if len(list) == 0 {
+		return nil, nil
+	}
+	if err := s.kernel.Settings(ctx, s.local(s.place.Target), list); err != nil {
+		return nil, err
+	}
+	h, err := s.hosted(ctx, list)
+	return strategies.Physical(list, h, s.place.Place), err
+}
+
+// namedByUdev says whether udev(7), where it runs, has done with an interface: it may get
+// another name before.
+func namedByUdev(index int) bool {
+	if _, err := os.Stat("/run/udev/control"); err != nil {
+		return true
+	}
+	_, err := os.Stat(fmt.Sprintf("/run/udev/data/n%d", index))
+	return err == nil
+}

@@ -1,0 +1,179 @@
+package strategies
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/facts"
+	"wg-quickns/internal/plan"
+)
+
+// Movable chooses the interfaces of the home namespace that `physical-netns` takes
+// away: those of PhysicalInterfaces, else the hardware and whatever a default route
+// leads by; with each what cannot be parted from it: the other interfaces of its
+// phy, the ports of its bond or bridge, the VLANs upon it. It refuses what the
+// kernel does not let go, and what would leave a way out behind. Names of which
+// there is no interface count for nothing: it may be plugged in later.
+func Movable(cfg *confparse.Config, all []facts.Interface) ([]facts.Interface, error) {
+	chosen := make(map[int]bool)
+	for _, l := range all {
+		if cfg.PhysicalInterfaces == nil && (l.Hardware || l.Default) || slices.Contains(cfg.PhysicalInterfaces, l.Name) {
+			chosen[l.Index] = true
+		}
+	}
+	for grown := true; grown; {
+		grown = false
+		for _, l := range all {
+			if chosen[l.Index] || !slices.ContainsFunc(all, func(o facts.Interface) bool { return chosen[o.Index] && bound(l, o) }) {
+				continue
+			}
+			chosen[l.Index], grown = true, true
+		}
+	}
+	var list []facts.Interface
+	for _, l := range all {
+		switch {
+		case chosen[l.Index] && l.Fixed != "" && !l.Twin:
+			return nil, fmt.Errorf("interface `%s' cannot leave its namespace: %s (hint: PhysicalInterfaces names those to move)", l.Name, l.Fixed)
+		case chosen[l.Index]:
+			list = append(list, l)
+		case l.Default:
+			return nil, fmt.Errorf("a default route leads by `%s', which PhysicalInterfaces does not name: it would stay a way out past the tunnel", l.Name)
+		}
+	}
+	if len(list) == 0 {
+		return nil, errors.New("there is no interface to move: neither hardware nor one that a default route leads by (hint: PhysicalInterfaces names them; where another tunnel has moved them, BirthNamespace alone does)")
+	}
+	slices.SortStableFunc(list, func(a, b facts.Interface) int { return height(a, all) - height(b, all) })
+	return list, nil
+}
+
+// height is on how many others an interface lies: the ports of a bond or bridge are
+// below it, and it below its VLANs.
+func height(l facts.Interface, all []facts.Interface) (h int) {
+	for _, o := range all {
+		if o.Index == l.Lower || o.Master == l.Index {
+			h = max(h, 1+height(o, all))
+		}
+	}
+	return h
+}
+
+// Newcomers chooses what came into the home namespace since and would have been
+// moved: hardware that PhysicalInterfaces, if set, names. What cannot move, and what
+// is not ready by its index, stays.
+func Newcomers(cfg *confparse.Config, all []facts.Interface, ready func(index int) bool) []facts.Interface {
+	return slices.DeleteFunc(slices.Clone(all), func(l facts.Interface) bool {
+		wanted := l.Hardware
+		if cfg.PhysicalInterfaces != nil {
+			wanted = slices.Contains(cfg.PhysicalInterfaces, l.Name)
+		}
+		return !wanted || l.Fixed != "" || !ready(l.Index)
+	})
+}
+
+// bound says whether two interfaces can only be in the same namespace.
+func bound(a, b facts.Interface) bool {
+	return a.Phy != nil && b.Phy != nil && a.Phy.Index == b.Phy.Index ||
+		a.Master == b.Index || b.Master == a.Index || a.Lower == b.Index || b.Lower == a.Index
+}
+
+// Hosted is who configures what moves, and where it finds its files there.
+type Hosted struct {
+	Owners []facts.Owner // in the order of starting
+	Views  string        // the folder of plan.Views
+	// Resolv is the resolv.conf of the namespace, as Owners find it at first; nil: it has one.
+	Resolv *plan.Resolv
+}
+
+// Physical plans the way of interfaces, with their Settings, into the namespace
+// that the tunnel is born in. Who configures them lets go first, then all go down
+// at once, each moves, and everything is up again there: carried over where nobody
+// configures it.
+func Physical(list []facts.Interface, h Hosted, p Place) []plan.Action {
+	var actions []plan.Action
+	add := func(ns plan.NS, why string, do plan.Step, undo ...plan.Step) {
+		actions = append(actions, plan.Action{NS: ns, Do: do, Undo: undo, Why: why})
+	}
+	if h.Resolv != nil {
+		undo := *h.Resolv
+		undo.Delete = true
+		do := *h.Resolv
+		do.Old, do.MadeDirs = nil, nil
+		add("", "who looks up the endpoint", do, undo)
+	}
+	if len(h.Owners) > 0 {
+		views := plan.Views{NS: p.Birth, Dir: h.Views}
+		undo := views
+		undo.Delete = true
+		add("", "/sys and /etc as seen in the namespace", views, undo)
+	}
+	// Systemd may take its time over a drop-in: units are given theirs while they still
+	// run, and lose them when they do not run any more.
+	free := func(o facts.Owner) plan.Step {
+		return plan.Confine{Unit: o.Unit, NS: p.Birth, Views: h.Views, Delete: true}
+	}
+	for _, o := range h.Owners {
+		if o.Client == nil {
+			add("", "where it will run", plan.Confine{Unit: o.Unit, NS: p.Birth, Views: h.Views}, free(o))
+		}
+	}
+	for _, o := range slices.Backward(h.Owners) {
+		why := "it configures " + strings.Join(o.Links, " and ") + ", and lets go"
+		if o.Client != nil {
+			add(p.Target, why, plan.Client{Client: *o.Client}, plan.Client{Client: *o.Client, Start: true})
+			continue
+		}
+		add("", why, plan.Service{Unit: o.Unit}, free(o), plan.Service{Unit: o.Unit, Start: true})
+	}
+	managed := func(l facts.Interface) bool {
+		return slices.ContainsFunc(h.Owners, func(o facts.Owner) bool { return o.Addresses && slices.Contains(o.Links, l.Name) })
+	}
+	var hold plan.Hold
+	var back []plan.Step
+	for _, l := range list {
+		hold.Links = append(hold.Links, l.Name)
+		back = append(back, plan.Settle{Link: l, Away: p.Birth, Bare: managed(l)})
+	}
+	add(p.Target, "nothing leaves by one while others move", hold, back...)
+	for i, l := range list {
+		if l.Twin {
+			twin := plan.Twin{Link: l}
+			undo := twin
+			undo.Delete = true
+			add(p.Birth, "it cannot move, and one like it takes its place", twin, undo)
+			continue
+		}
+		move := plan.Move{From: p.Target, To: p.Birth, Links: []facts.Interface{l}}
+		if l.Phy != nil {
+			same := func(o facts.Interface) bool { return o.Phy != nil && o.Phy.Index == l.Phy.Index }
+			if slices.ContainsFunc(list[:i], same) {
+				continue
+			}
+			move.Phy, move.Links = l.Phy, nil
+			for _, o := range list {
+				if same(o) {
+					move.Links = append(move.Links, o)
+				}
+			}
+		}
+		home := move
+		home.From, home.To, home.Home = move.To, move.From, true
+		add(p.Target, "what leads to the Internet is for the tunnel alone", move, home)
+	}
+	for _, l := range list {
+		add(p.Birth, "as it was at home", plan.Settle{Link: l, Bare: managed(l)})
+	}
+	for _, o := range h.Owners {
+		why := "it configures " + strings.Join(o.Links, " and ")
+		if o.Client != nil {
+			add(p.Birth, why, plan.Client{Client: *o.Client, Views: h.Views, Start: true}, plan.Client{Client: *o.Client, Views: h.Views})
+			continue
+		}
+		add("", why, plan.Service{Unit: o.Unit, Start: true}, plan.Service{Unit: o.Unit})
+	}
+	return actions
+}

@@ -1,0 +1,127 @@
+package strategies
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"wg-quickns/confparse"
+	"wg-quickns/internal/facts"
+	"wg-quickns/internal/plan"
+)
+
+// laptop has what a laptop has, and a few things more.
+func laptop() []facts.Interface {
+	phy := &facts.Phy{Index: 0, Name: "phy0"}
+	return []facts.Interface{
+		{Name: "eth0", Index: 2, Hardware: true, Up: true, MTU: 1500, Default: true},
+		{Name: "wlan0", Index: 3, Hardware: true, Up: true, MTU: 1500, Phy: phy, Default: true},
+		{Name: "p2p0", Index: 4, Phy: phy},
+		{Name: "eth0.5", Index: 5, Kind: "vlan", Lower: 2},
+		{Name: "docker0", Index: 6, Kind: "bridge", Fixed: "it is a bridge"},
+		{Name: "veth1", Index: 7, Kind: "veth", Master: 6},
+	}
+}
+
+func TestMovable(t *testing.T) {
+	for _, c := range []struct {
+		names  string
+		change func([]facts.Interface)
+		want   string // names, or a part of the error
+	}{
+		{"", nil, "eth0 wlan0 p2p0 eth0.5"},
+		{"wlan0", func(l []facts.Interface) { l[0].Default = false }, "wlan0 p2p0"},
+		{"eth0.5", func(l []facts.Interface) { l[1].Default = false }, "eth0 eth0.5"},
+		{"veth1", func(l []facts.Interface) { l[0].Default, l[1].Default = false, false }, "`docker0' cannot leave its namespace: it is a bridge"},
+		{"eth0", nil, "a default route leads by `wlan0'"},
+		{"eth7", func(l []facts.Interface) { l[0].Default, l[1].Default = false, false }, "there is no interface to move"},
+		{"eth7 wlan0", func(l []facts.Interface) { l[0].Default = false }, "wlan0 p2p0"},
+		{"", func(l []facts.Interface) { l[1].Fixed = "its driver says no" }, "`wlan0' cannot leave its namespace: its driver says no"},
+		{"", func(l []facts.Interface) { l[5].Default = true }, "`docker0' cannot leave"},
+		{"", func(l []facts.Interface) {
+			for i := range l {
+				l[i].Hardware, l[i].Default = false, false
+			}
+		}, "there is no interface to move"},
+	} {
+		all := laptop()
+		if c.change != nil {
+			c.change(all)
+		}
+		cfg := &confparse.Config{}
+		if c.names != "" {
+			cfg.PhysicalInterfaces = strings.Fields(c.names)
+		}
+		list, err := Movable(cfg, all)
+		var names []string
+		for _, l := range list {
+			names = append(names, l.Name)
+		}
+		if got := strings.Join(names, " "); err == nil && got != c.want || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %q, %v, want %q", c.names, got, err, c.want)
+		}
+	}
+}
+
+func TestPhysicalPlan(t *testing.T) {
+	list, err := Movable(&confparse.Config{}, laptop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := Hosted{Views: "/run/views", Resolv: &plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Servers: []string{"192.0.2.1"}, Shared: true},
+		Owners: []facts.Owner{
+			{Unit: "wpa_supplicant@wlan0.service", Links: []string{"wlan0"}},
+			{Client: &facts.Client{Exe: "/sbin/dhclient", Args: []string{"dhclient", "wlan0"}}, Links: []string{"wlan0"}, Addresses: true},
+		}}
+	actions := Physical(list, h, Place{Birth: plan.Named("physical"), Bare: true})
+	var got []string
+	for _, a := range actions {
+		if bare, ok := a.Do.(plan.Settle); ok && bare.Bare != (bare.Link.Name == "wlan0") {
+			t.Errorf("%s: addresses are carried over: %v", bare.Link.Name, !bare.Bare)
+		}
+		got = append(got, plan.Trace(a.NS, a.Do)...)
+	}
+	want := strings.Split(`write /etc/netns/physical/resolv.conf
+ip netns exec physical mount -t sysfs sysfs /run/views/sys
+systemctl edit --runtime wpa_supplicant@wlan0.service # NetworkNamespacePath=/run/netns/physical
+pkill -f dhclient wlan0
+systemctl stop wpa_supplicant@wlan0.service
+ip link set dev eth0 down
+ip link set dev wlan0 down
+ip link set dev p2p0 down
+ip link set dev eth0.5 down
+ip link set dev eth0 netns physical
+iw phy phy0 set netns name physical
+ip link set dev eth0.5 netns physical
+ip -n physical link set dev eth0 mtu 1500 up
+ip -n physical link set dev wlan0 mtu 1500
+ip -n physical link set dev p2p0 mtu 0
+ip -n physical link set dev eth0.5 mtu 0
+systemctl start wpa_supplicant@wlan0.service
+ip netns exec physical dhclient wlan0`, "\n")
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s", strings.Join(got, "\n"))
+	}
+	var undo []string
+	for _, u := range plan.UndoOrder(actions, false) {
+		undo = append(undo, plan.Trace(u.NS, u.Step)...)
+	}
+	want = strings.Split(`ip netns exec physical pkill -f dhclient wlan0
+systemctl stop wpa_supplicant@wlan0.service
+ip -n physical link set dev eth0.5 netns 1
+ip netns exec physical iw phy phy0 set netns 1
+ip -n physical link set dev eth0 netns 1
+ip link set dev eth0 mtu 1500 up
+ip link set dev wlan0 mtu 1500
+ip link set dev p2p0 mtu 0
+ip link set dev eth0.5 mtu 0
+systemctl revert --runtime wpa_supplicant@wlan0.service
+systemctl start wpa_supplicant@wlan0.service
+dhclient wlan0
+systemctl revert --runtime wpa_supplicant@wlan0.service
+umount -R /run/views
+rm /etc/netns/physical/resolv.conf`, "\n")
+	if !slices.Equal(undo, want) {
+		t.Errorf("undo\n%s", strings.Join(undo, "\n"))
+	}
+}

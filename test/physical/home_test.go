@@ -1,0 +1,210 @@
+//go:build !systemd
+
+package physical
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"wg-quickns/test/bed"
+	"wg-quickns/test/ns"
+	"wg-quickns/test/state"
+)
+
+func TestMain(m *testing.M) { ns.Main(m) }
+
+// world is a machine with one uplink.
+type world struct {
+	*bed.Bed
+	t      *testing.T
+	before state.State
+}
+
+func newWorld(t *testing.T, keys string) *world {
+	t.Helper()
+	w := &world{Bed: bed.New(t, "bed"), t: t}
+	w.Config(t, "wg0", strings.Replace(bed.FullTunnel(0), "[Interface]\n", "[Interface]\nRoutingStrategy = physical-netns\n"+keys, 1))
+	w.before = w.take()
+	return w
+}
+
+func (w *world) take() state.State {
+	w.t.Helper()
+	s, err := w.Take()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+// wants runs a command that must end so and say that.
+func (w *world) wants(code int, says string, argv ...string) {
+	w.t.Helper()
+	if r := w.Run(nil, append([]string{w.Program}, argv...)...); r.Code != code || !strings.Contains(r.Output, says) {
+		w.t.Errorf("%v: want %d and %q: %s", argv, code, says, r)
+	}
+}
+
+func (w *world) up() {
+	w.t.Helper()
+	w.wants(0, "[#] ip link set dev uplink netns physical", "up", "wg0")
+}
+
+// home sees that everything is as it was.
+func (w *world) home() {
+	w.t.Helper()
+	var changed string
+	if !bed.Wait(2*time.Second, func() bool { changed = state.Diff(w.before, w.take()); return changed == "" }) {
+		w.t.Errorf("the state before and after:\n%s", changed)
+	}
+}
+
+// away is what ip(8) says in the physical namespace.
+func (w *world) away(args ...string) string {
+	w.t.Helper()
+	return ns.Run(w.t, append([]string{"ip", "-n", "physical"}, args...)...)
+}
+
+func (w *world) guard() *bed.Process {
+	w.t.Helper()
+	p, err := w.Start(nil, w.Program, "guard", "wg0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return p
+}
+
+// TestLife: with hooks, DNS and a kill switch, up, status, reload, exec and down.
+func TestLife(t *testing.T) {
+	w := newWorld(t, "KillSwitch = true\nPhysicalUp = ip -br link >$HOOKS.up # there\nPhysicalDown = ip -br link >$HOOKS.down\n")
+	w.up()
+	if out := w.NS.Run("ip", "-br", "link"); strings.Contains(out, "uplink") || !strings.Contains(out, "wg0") {
+		t.Errorf("links at home:\n%s", out)
+	}
+	if out := w.away("-br", "addr"); !strings.Contains(out, "192.0.2.2/24 2001:db8::2/64") || strings.Contains(out, "wg0") {
+		t.Errorf("addresses away:\n%s", out)
+	}
+	if out := w.away("route"); !strings.Contains(out, "default via 192.0.2.1 dev uplink") {
+		t.Errorf("routes away:\n%s", out)
+	}
+	if err := w.Routed("wg0"); err != nil {
+		t.Error(err)
+	}
+	w.wants(0, "physical-netns", "status", "wg0")
+	w.wants(0, "is as its file says", "reload", "wg0")
+	w.wants(0, "uplink", "exec", "wg0", "--", "ip", "-br", "link")
+	w.wants(0, "inet 192.0.2.2/24", "exec", "wg0", "--", "ip", "addr")
+	w.wants(1, "already exists", "up", "wg0")
+	w.wants(0, "[#] ip -n physical link set dev uplink netns 1", "down", "wg0")
+	w.home()
+	for _, hook := range []string{".up", ".down"} {
+		if text, err := os.ReadFile(w.Hooks + hook); err != nil || !strings.Contains(string(text), "uplink") || strings.Contains(string(text), "wg0") {
+			t.Errorf("Physical hook %s: %v %s", hook, err, text)
+		}
+	}
+}
+
+// TestTaken: where another interface has the name at home, it stays away, and the
+// next down brings it home.
+func TestTaken(t *testing.T) {
+	w := newWorld(t, "")
+	w.up()
+	w.NS.Run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "other")
+	w.wants(1, "uplink", "down", "wg0")
+	if out := w.away("link", "show", "uplink"); !strings.Contains(out, "alias wg-quickns: uplink is away from home") {
+		t.Errorf("away: %s", out)
+	}
+	w.wants(1, "try down again", "down", "wg0")
+	w.NS.Run("ip", "link", "del", "uplink")
+	w.wants(0, "netns 1", "down", "wg0")
+	w.home()
+}
+
+// TestHeld: a process in the namespace keeps that, and not the interface.
+func TestHeld(t *testing.T) {
+	w := newWorld(t, "")
+	w.up()
+	sleep := exec.Command("ip", "netns", "exec", "physical", "sleep", "1000")
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	bed.Wait(5*time.Second, func() bool {
+		return strings.Contains(ns.Run(t, "ip", "netns", "pids", "physical"), fmt.Sprint(sleep.Process.Pid))
+	})
+	w.wants(1, "sleep (PID", "down", "wg0")
+	if err := w.Routed("uplink"); err != nil {
+		t.Error(err)
+	}
+	bed.End(sleep)
+	w.wants(0, "", "down", "wg0")
+	w.home()
+}
+
+// TestPulled: an interface that is no more is said, and is no error.
+func TestPulled(t *testing.T) {
+	w := newWorld(t, "")
+	w.up()
+	w.away("link", "del", "uplink")
+	w.wants(0, "uplink", "down", "wg0")
+	if out := ns.Run(t, "ls", "/run/netns", "/run/wg-quickns"); strings.Contains(out, "physical") || strings.Contains(out, "wg0") {
+		t.Errorf("left: %s", out)
+	}
+}
+
+// TestGuard: it moves what is plugged in, and when the tunnel is gone it opens nothing.
+func TestGuard(t *testing.T) {
+	w := newWorld(t, "PhysicalInterfaces = uplink, late\n")
+	w.wants(0, "late", "up", "wg0")
+	guard := w.guard()
+	w.NS.Run("ip", "link", "add", "late", "type", "veth", "peer", "name", "later")
+	if !bed.Wait(5*time.Second, func() bool { return strings.Contains(w.away("link"), "late") }) {
+		t.Error("the newcomer stays where it is")
+	}
+	w.NS.Run("ip", "link", "del", "wg0")
+	time.Sleep(500 * time.Millisecond)
+	if out := w.away("route"); !strings.Contains(out, "default via 192.0.2.1 dev uplink") {
+		t.Errorf("routes away once the tunnel is gone:\n%s", out)
+	}
+	guard.Signal(syscall.SIGTERM)
+	if r := guard.Wait(); r.Code != 0 || !strings.Contains(r.Output, "stay away until down") {
+		t.Errorf("guard: %s", r)
+	}
+	w.wants(0, "netns 1", "down", "wg0")
+	if out := w.NS.Run("ip", "-br", "link"); !strings.Contains(out, "late@") {
+		t.Errorf("links at home:\n%s", out)
+	}
+	w.NS.Run("ip", "link", "del", "late")
+	w.home()
+}
+
+// TestRefused: what cannot be is said before anything is done.
+func TestRefused(t *testing.T) {
+	w := newWorld(t, "")
+	text := func(keys string) {
+		w.Config(t, "wg0", strings.Replace(bed.FullTunnel(0), "[Interface]\n", "[Interface]\nRoutingStrategy = physical-netns\n"+keys+"\n", 1))
+	}
+	w.NS.Run("ip", "link", "add", "br0", "type", "bridge")
+	w.NS.Run("ip", "link", "set", "br0", "up")
+	before := w.take()
+	for keys, why := range map[string]string{
+		"PhysicalInterfaces = br0":     "way out past the tunnel",
+		"PhysicalInterfaces = nothing": "way out past the tunnel",
+		"Namespace = elsewhere":        "not there yet",
+		"PhysicalServices = nonsense":  "nonsense.service",
+	} {
+		text(keys)
+		r := w.Up("wg0")
+		if r.Code != 1 || !strings.Contains(r.Output, why) || !strings.Contains(r.Output, "wg0.conf") || strings.Contains(r.Output, "[#]") {
+			t.Errorf("%s: want %q: %s", keys, why, r)
+		}
+		if changed := state.Diff(before, w.take()); changed != "" {
+			t.Errorf("%s: the state before and after:\n%s", keys, changed)
+		}
+	}
+	w.NS.Run("ip", "link", "del", "br0")
+}
