@@ -88,12 +88,7 @@ func (s *session) physical(ctx context.Context) ([]plan.Action, error) {
 	if err != nil {
 		return nil, err
 	}
-	actions := strategies.Physical(list, h, s.place.Place)
-	vars, arrays := s.shellVariables()
-	for _, hook := range s.hookSteps("PhysicalUp", s.cfg.PhysicalUp, vars, arrays) {
-		actions = append(actions, plan.Action{NS: s.place.Birth, Do: hook, Why: "PhysicalUp of the config"})
-	}
-	return actions, nil
+	return strategies.Physical(list, h, s.place.Place), nil
 }
 
 // newcomers plans the way of what was plugged in since `up`.

@@ -127,7 +127,7 @@ func (s *session) change(ctx context.Context) (strategies.Change, error) {
 	for _, stage := range s.stages(journal.Begin{}, 0) {
 		var actions []plan.Action
 		switch stage.Name {
-		case "namespaces", "physical", "PostUp":
+		case "namespaces", "physical", "PhysicalUp", "PostUp":
 			continue
 		case "device":
 			actions = strategies.Create(s.name, s.place.Place)

@@ -192,6 +192,11 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			return append(strategies.Create(s.name, s.place.Place), hooks("PreUp", s.cfg.PreUp)...), nil
 		}},
 		{Name: "physical", Global: s.isPhysical(), Plan: s.physical},
+		{Name: "PhysicalUp", Plan: func(context.Context) ([]plan.Action, error) {
+			there := s.place.Place
+			there.Hooks = there.Birth
+			return strategies.Hooks(s.hookSteps("PhysicalUp", s.cfg.PhysicalUp, head.Vars, head.Arrays), there), nil
+		}},
 		{Name: "configuration", Plan: func(ctx context.Context) ([]plan.Action, error) {
 			for _, w := range s.cfg.Warnings {
 				s.warn(fmt.Sprint(w))

@@ -81,7 +81,9 @@ func (w *world) guard() *bed.Process {
 
 // TestLife: with hooks, DNS and a kill switch, up, status, reload, exec and down.
 func TestLife(t *testing.T) {
-	w := newWorld(t, "KillSwitch = true\nPhysicalUp = ip -br link >$HOOKS.up # there\nPhysicalDown = ip -br link >$HOOKS.down\n")
+	w := newWorld(t, "KillSwitch = true\nPhysicalUp = ip -br link >$HOOKS.up # there\nPhysicalUp = wg-quickns up wg1 && wg-quickns down wg1\n"+
+		"PhysicalDown = ip -br link >$HOOKS.down\n")
+	w.Config(t, "wg1", "[Interface]\nPrivateKey = "+bed.Key("other")+"\nAddress = 10.9.0.1/24\n[Peer]\nPublicKey = "+bed.Key("peer")+"\nAllowedIPs = 0.0.0.0/0\n")
 	w.up()
 	if out := w.NS.Run("ip", "-br", "link"); strings.Contains(out, "uplink") || !strings.Contains(out, "wg0") {
 		t.Errorf("links at home:\n%s", out)
