@@ -212,6 +212,21 @@ func TestDhcpcd(t *testing.T) {
 	handover(t, "systemctl start dhcpcd@eth0", "systemctl stop dhcpcd@eth0", []string{"dhcpcd@eth0.service"}, nil)
 }
 
+// TestDhcpcdOfAll: the unit for all interfaces, which shuts itself in.
+func TestDhcpcdOfAll(t *testing.T) {
+	handover(t, "systemctl start dhcpcd", "systemctl stop dhcpcd", []string{"dhcpcd.service"}, nil)
+}
+
+// TestByHand: a client that somebody started in a shell is in a scope of its own then,
+// and so lives longer than the service that moved it.
+func TestByHand(t *testing.T) {
+	handover(t, "dhclient -4 eth0", "dhclient -4 -x eth0", []string{"dhclient -4 eth0"}, func() {
+		if got := ns.Run(t, "bash", "-c", "cat /proc/$(pgrep -x dhclient)/cgroup"); !strings.Contains(got, "/wg-quickns-dhclient-") {
+			t.Errorf("it is in %s", got)
+		}
+	})
+}
+
 func TestIfup(t *testing.T) {
 	handover(t, `printf 'allow-hotplug eth0\niface eth0 inet dhcp\n' >/etc/network/interfaces.d/eth0; systemctl start ifup@eth0`,
 		"systemctl stop ifup@eth0; rm /etc/network/interfaces.d/eth0", []string{"ifup@eth0.service"}, nil)
@@ -260,9 +275,10 @@ systemctl start wpa_supplicant@wlan0 dhcpcd@wlan0`,
 // TestNetworkManagerWiFi: with the supplicant that it talks to on D-Bus.
 func TestNetworkManagerWiFi(t *testing.T) {
 	handoverOf(t, "wlan0", leaveByPhy, comeByPhy, accessPoint+`
+printf '[keyfile]\nunmanaged-devices=interface-name:eth0\n' >/etc/NetworkManager/conf.d/lab.conf
 systemctl start NetworkManager
 nmcli -w 20 connection add type wifi ifname wlan0 con-name air ssid lab wifi-sec.key-mgmt wpa-psk wifi-sec.psk correct-horse`,
-		"nmcli connection delete air; systemctl stop NetworkManager wpa_supplicant"+closeDown,
+		"nmcli connection delete air; systemctl stop NetworkManager wpa_supplicant; rm /etc/NetworkManager/conf.d/lab.conf"+closeDown,
 		[]string{"wpa_supplicant.service", "NetworkManager.service"}, func() {
 			if got := ns.Run(t, "nmcli", "-t", "-f", "DEVICE,STATE,CONNECTION", "device"); !strings.Contains(got, "wlan0:connected:air") {
 				t.Errorf("nmcli: %s", got)
