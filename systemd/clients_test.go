@@ -215,8 +215,8 @@ func TestClientFails(t *testing.T) {
 	if _, err := d.Do(ctx, "", plan.Client{Client: c}); err != nil {
 		t.Error(err)
 	}
-	if there, err := d.Exists(context.Background(), "", plan.Client{Client: c}); err != nil || there {
-		t.Errorf("%v, %v", there, err)
-	}
-	time.Sleep(100 * time.Millisecond) // its last child
+	eventually(t, "it has ended, and its last child", func() bool {
+		there, err := d.Exists(context.Background(), "", plan.Client{Client: c})
+		return err == nil && !there && exec.Command("pgrep", "-u", "65534").Run() != nil
+	})
 }

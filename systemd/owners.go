@@ -107,10 +107,15 @@ func inOrder(list []facts.Owner) {
 	slices.SortStableFunc(list, func(a, b facts.Owner) int { return rank(a) - rank(b) })
 }
 
-// add notes an owner of interfaces, one unit once.
+// add notes an owner of interfaces, each once.
 func (f *finder) add(o facts.Owner) {
 	for i := range f.owners {
-		if have := &f.owners[i]; o.Unit != "" && have.Unit == o.Unit {
+		have := &f.owners[i]
+		same := o.Unit != "" && have.Unit == o.Unit
+		if o.Client != nil && have.Client != nil { // a fork that has not become its script yet
+			same = have.Client.Exe == o.Client.Exe && have.Client.UID == o.Client.UID && slices.Equal(have.Client.Args, o.Client.Args)
+		}
+		if same {
 			for _, l := range o.Links {
 				if !slices.Contains(have.Links, l) {
 					have.Links = append(have.Links, l)
