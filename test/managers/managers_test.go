@@ -51,6 +51,9 @@ ip -n far link set eth0 up
 pkill -F /run/far-dhcp.pid 2>/dev/null || true
 ip netns exec far dnsmasq -C /dev/null -i eth0 -z -p 0 --no-ping --dhcp-range=192.0.2.100,192.0.2.200,10m --dhcp-option=6,` + server + ` --dhcp-authoritative --pid-file=/run/far-dhcp.pid
 grep -q '^noarp' /etc/dhcpcd.conf || echo noarp >>/etc/dhcpcd.conf
+# as Debian has it, whatever other tests of this machine have made of it
+ln -sfn ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
+rm -f /run/NetworkManager/resolv.conf
 systemctl start systemd-resolved
 mkdir -p /etc/netns /run/wg-quickns
 `

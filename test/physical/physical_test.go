@@ -45,6 +45,13 @@ sed -i 's/^DNS/#DNS/' /etc/wireguard/wg0.conf # which needs a resolvconf
 rm -f /etc/resolv.conf && touch /etc/resolv.conf
 modprobe -q wireguard || true
 
+# what other tests of this machine have left
+wg-quickns down server 2>/dev/null || true
+ip netns pids far 2>/dev/null | xargs -r kill || true
+ip netns del far 2>/dev/null || true
+ip link del eth0 2>/dev/null || true
+systemctl stop systemd-resolved
+
 ip netns add far
 ip link add eth0 address 02:00:00:00:00:01 type veth peer name eth0 netns far
 udevadm settle
