@@ -105,12 +105,11 @@ func Physical(list []facts.Interface, h Hosted, p Place) []plan.Action {
 		do.Old, do.MadeDirs = nil, nil
 		add("", "who looks up the endpoint", do, undo)
 	}
-	if len(h.Owners) > 0 {
-		views := plan.Views{NS: p.Birth, Dir: h.Views}
-		undo := views
-		undo.Delete = true
-		add("", "/sys and /etc as seen in the namespace", views, undo)
-	}
+	// Without an owner too: the guard, which may find one later, is confined itself.
+	views := plan.Views{NS: p.Birth, Dir: h.Views}
+	undo := views
+	undo.Delete = true
+	add("", "/sys and /etc as seen in the namespace", views, undo)
 	// Systemd may take its time over a drop-in: units are given theirs while they still
 	// run, and lose them when they do not run any more.
 	free := func(o facts.Owner) plan.Step {
