@@ -65,9 +65,23 @@ type Engine struct {
 	recovering bool // Recover runs
 }
 
-// finish is what undoing may take once nobody waits any more: a signal must
-// have ended the program within 5 s.
-const finish = 4 * time.Second
+// What undoing may take once nobody waits any more. A signal must have ended the
+// program within 5 s; but who configures the machine's interfaces may take longer to
+// stop and to start again, and a machine without a network is worse than a wait.
+const (
+	finish     = 4 * time.Second
+	finishHome = 30 * time.Second
+)
+
+// patience is how long undoing what is pending may take at the end.
+func (e *Engine) patience() time.Duration {
+	for _, entry := range e.Journal.Pending() {
+		if slices.ContainsFunc(entry.Undo, plan.Physical) {
+			return finishHome
+		}
+	}
+	return finish
+}
 
 // ErrLeft is in the error of an undo that could not do everything. The journal
 // keeps what is left, and the next `down` or `up` tries again.
@@ -94,7 +108,7 @@ func (e *Engine) Up(ctx context.Context, stages ...Stage) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = errors.Join(cause, err)
 	}
-	fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), finish)
+	fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.patience())
 	defer cancel()
 	if last != nil {
 		err = errors.Join(err, e.settle(fresh, last, err))
@@ -232,7 +246,8 @@ func (e *Engine) settle(ctx context.Context, last *attempt, cause error) error {
 
 // Down undoes everything pending, in the order of wg-quick's `down`, and removes
 // the journal. It goes on past errors. If ctx ends it still finishes, in 4 s at
-// most, and returns the cause: half a tunnel is the worst of states.
+// most (30 s with interfaces of others), and returns the cause: half a tunnel is the
+// worst of states.
 func (e *Engine) Down(ctx context.Context) error { return e.takeDown(ctx, false) }
 
 // Rollback is Down in the order in which wg-quick undoes a failed `up`.
@@ -265,7 +280,7 @@ func (e *Engine) takeDown(ctx context.Context, rollback bool) error {
 	defer lock.release()
 	err := e.undo(ctx, lock, rollback)
 	if err != nil && ctx.Err() != nil && e.Journal.State() != journal.Empty {
-		fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), finish)
+		fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.patience())
 		defer cancel()
 		err = errors.Join(context.Cause(ctx), e.undo(fresh, lock, rollback))
 	}
