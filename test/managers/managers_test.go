@@ -48,7 +48,7 @@ ip link add eth0 type veth peer name eth0 netns far
 udevadm settle
 ip -n far addr add 192.0.2.1/24 dev eth0
 ip -n far link set eth0 up
-pkill -F /run/far-dhcp.pid 2>/dev/null || true
+ip netns pids far | xargs -r kill # another DHCP server may be left there
 ip netns exec far dnsmasq -C /dev/null -i eth0 -z -p 0 --no-ping --dhcp-range=192.0.2.100,192.0.2.200,10m --dhcp-option=6,` + server + ` --dhcp-authoritative --pid-file=/run/far-dhcp.pid
 grep -q '^noarp' /etc/dhcpcd.conf || echo noarp >>/etc/dhcpcd.conf
 # as Debian has it, whatever other tests of this machine have made of it
