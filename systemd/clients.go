@@ -1,7 +1,6 @@
 package systemd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -281,13 +280,7 @@ func orphans(ns plan.NS, exe string, session int) ([]int, error) {
 		if c, err := look(p.PID); err != nil || c != nil {
 			continue
 		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
-		if err != nil {
-			continue
-		}
-		// PID (NAME) STATE PARENT ..., and a name may have brackets
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if parent, err := strconv.Atoi(fields[1]); err == nil && !runs(parent) {
+		if parent := proc.Parent(p.PID); parent >= 0 && !runs(parent) {
 			list = append(list, p.PID)
 		}
 	}

@@ -81,6 +81,11 @@ func (s *session) physical(ctx context.Context) ([]plan.Action, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.away(ctx, list)
+}
+
+// away plans the way of interfaces, as they are now.
+func (s *session) away(ctx context.Context, list []facts.Interface) ([]plan.Action, error) {
 	if err := s.kernel.Settings(ctx, s.local(s.place.Target), list); err != nil {
 		return nil, err
 	}
@@ -105,11 +110,7 @@ func (s *session) newcomers(ctx context.Context) ([]plan.Action, error) {
 	if len(list) == 0 {
 		return nil, nil
 	}
-	if err := s.kernel.Settings(ctx, s.local(s.place.Target), list); err != nil {
-		return nil, err
-	}
-	h, err := s.hosted(ctx, list)
-	return strategies.Physical(list, h, s.place.Place), err
+	return s.away(ctx, list)
 }
 
 // namedByUdev says whether udev(7), where it runs, has done with an interface: it may get

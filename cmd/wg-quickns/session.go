@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/netns"
 	"wg-quickns/internal/plan"
+	"wg-quickns/internal/proc"
 	"wg-quickns/internal/userspace"
 	"wg-quickns/systemd"
 )
@@ -395,27 +395,12 @@ func insideHook(name string) bool {
 	if err != nil || os.Getenv(envInterface) != name {
 		return false
 	}
-	for pid := os.Getppid(); pid > 1; pid = parent(pid) {
+	for pid := os.Getppid(); pid > 1; pid = proc.Parent(pid) {
 		if pid == caller {
 			return true
 		}
 	}
 	return false
-}
-
-// parent is a process's parent, 0 when it cannot be told (proc(5), /proc/PID/stat).
-func parent(pid int) int {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// The name before it may hold anything, a parenthesis too.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 2 {
-		return 0
-	}
-	ppid, _ := strconv.Atoi(fields[1])
-	return ppid
 }
 
 func bootID() (string, error) {

@@ -65,14 +65,8 @@ func Enter(ns string) error {
 	if here, err := inside(f); err != nil || here {
 		return err
 	}
-	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace %s: %w", ns, err)
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("make a mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("keep mounts in their namespace: %w", err)
+	if err := enterApart(f); err != nil {
+		return err
 	}
 	if err := mountSys(); err != nil {
 		return err
@@ -89,6 +83,21 @@ func Enter(ns string) error {
 		}
 	}
 	return hide()
+}
+
+// enterApart moves the thread into a network namespace, and into a mount namespace of
+// its own: what is mounted there stays there.
+func enterApart(ns *os.File) error {
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts in their namespace: %w", err)
+	}
+	return nil
 }
 
 // inside says whether the calling thread is in the namespace already.

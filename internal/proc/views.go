@@ -263,14 +263,8 @@ func WithinViews(ns, dir string, hidden []string, fn func() error) error {
 		if err := toHost(); err != nil {
 			return err
 		}
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace %s: %w", ns, err)
-		}
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("make a mount namespace: %w", err)
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-			return fmt.Errorf("keep mounts in their namespace: %w", err)
+		if err := enterApart(f); err != nil {
+			return err
 		}
 		for _, path := range hidden {
 			if err := unix.Mount("/dev/null", path, "", unix.MS_BIND, ""); err != nil && err != unix.ENOENT {
