@@ -163,9 +163,10 @@ func (sp *space) hold(ctx context.Context, s plan.Hold) error {
 	return err
 }
 
-// How long a move waits for an interface that the kernel is still bringing back,
-// and a busy one.
-const moveWait = time.Second
+// How long a move waits for an interface that the kernel is still bringing back
+// from a namespace that is gone, which a busy machine takes its time for, and for
+// a busy one.
+const moveWait = 5 * time.Second
 
 // find looks for an interface: by the alias that it has away from home, else by
 // its kind, hardware address and name, or without the latter for hardware, where
@@ -401,7 +402,12 @@ func (d *Doer) moveHome(ctx context.Context, to *space, s plan.Move) error {
 		}
 		for _, l := range left {
 			if err := to.free(l, s.To, nic{}); err != nil {
-				return false, err
+				// The kernel may have brought it itself since.
+				now, nerr := to.nics(ctx)
+				if _, found := find(now, l); nerr == nil && found {
+					return false, nil
+				}
+				return false, errors.Join(err, nerr)
 			}
 		}
 		numbers := map[int]bool{}
