@@ -67,7 +67,7 @@ vuln: ## known vulnerabilities; a database out of reach is a loud warning and no
 	    echo 'WARNING: NOT CHECKED for known vulnerabilities: vuln.go.dev is out of reach from here' >&2 ;; \
 	  *) exit 1 ;; esac; }
 
-bench: build ## speed against the reference wg-quick, side by side; BENCHFLAGS='-n ROUNDS -run ROWS'
+bench: build ## speed against the reference wg-quick, side by side; BENCHFLAGS='-n ROUNDS -full -run ROWS'
 	./test/reference/install
 	./test/install iproute2 nftables procps strace
 	$(GO) build -o build/wireguard-go golang.zx2c4.com/wireguard

@@ -29,12 +29,13 @@ func main() {
 		os.Exit(memoryChild(os.Args[2], os.Args[3:]))
 	}
 	ns.Isolate()
-	rounds := flag.Int("n", 7, "rounds of each row; slow ones of the reference get `3`")
+	rounds := flag.Int("n", 7, "rounds of each row; slow ones of the reference get 3")
+	full := flag.Bool("full", false, "all rounds of slow rows too: an hour")
 	rows := flag.String("run", "", "only rows whose name matches this `regexp`")
 	flag.Parse()
 	pattern, err := regexp.Compile(*rows)
 	if err == nil {
-		err = run(*rounds, pattern)
+		err = run(*rounds, *full, pattern)
 	}
 	for _, l := range ns.Leftovers() {
 		fmt.Fprintln(os.Stderr, "bench: left behind:", l)
@@ -52,8 +53,8 @@ var (
 	target = map[int]float64{1: 8, 100: 8, 1000: 100, 5000: 200}
 )
 
-func run(rounds int, rows *regexp.Regexp) error {
-	b, err := newBench(rounds, rows)
+func run(rounds int, full bool, rows *regexp.Regexp) error {
+	b, err := newBench(rounds, full, rows)
 	if err != nil {
 		return err
 	}
