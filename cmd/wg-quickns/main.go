@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"wg-quickns/hooks"
@@ -49,14 +50,21 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   - Namespace: the network namespace that the device lives in: a name as of
     ip-netns(8), made when missing; init, pid:N, an absolute path, docker:NAME,
     podman:NAME, unit:NAME or machine:NAME.
+    InterfaceNamespace is the same key.
   - BirthNamespace: likewise where it is created, and its UDP socket stays.
+    SocketNamespace is the same key.
   - HookNamespace: where the commands run: interface (the default), birth, caller.
   - ManageNamespace: with ` + "`false'" + `, no namespace is made or deleted.
   - RoutingStrategy: how a /0 becomes the way out: auto (wg-quick's way, the
-    default), replace, override or rules.
+    default), replace, override, rules or physical-netns, which moves what leads
+    to the Internet into the namespace of the socket.
   - RulePriority: for rules, the endpoints' priority and the tunnel's: A, B.
   - KillSwitch: with ` + "`true'" + `, nothing leaves but through the tunnel, until down.
-  The last seven may also stand in a comment: # wg-quickns: Namespace = NAME
+  - PhysicalInterfaces: what physical-netns moves: names, or auto (the default).
+  - PhysicalServices: who configures them there: systemd units, none, or auto.
+  - PhysicalUp, PhysicalDown: commands for bash(1) there, after the way in and
+    before the way back; may be given several times.
+  From Namespace on they may also stand in a comment: # wg-quickns: Namespace = NAME
 
   up     creates the device, configures it and routes traffic into it
   down   undoes exactly what up did, also when the file or the device is gone
@@ -99,8 +107,10 @@ func (a app) run() int {
 	commands := map[string]func(context.Context, string) error{
 		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip, "reload": a.reload,
 	}
+	help := func(word string) bool { return word == "--help" || word == "-h" }
 	switch {
-	case len(args) == 1 && (args[0] == "help" || args[0] == "--help" || args[0] == "-h"):
+	case len(args) == 1 && (args[0] == "help" || help(args[0])),
+		len(args) == 2 && help(args[1]) && slices.ContainsFunc(commandLine(), func(c command) bool { return c.name == args[0] }):
 		fmt.Fprintf(os.Stderr, usage, a.program)
 		return 0
 	case len(args) == 1 && (args[0] == "version" || args[0] == "--version"):

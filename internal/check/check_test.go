@@ -252,3 +252,24 @@ func TestKeys(t *testing.T) {
 		t.Errorf("the manual has only %d keys", n)
 	}
 }
+
+// The manual knows every key, and so does the program's own help, but for those
+// that are wg's.
+func TestKeysAreDocumented(t *testing.T) {
+	for path, own := range map[string]bool{"../../man/wg-quickns.conf.5": false, "../../cmd/wg-quickns/main.go": true} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for section, list := range keys {
+			for key := range list {
+				if own && (section == peer || slices.Contains([]string{"privatekey", "listenport", "fwmark"}, key)) {
+					continue
+				}
+				if !regexp.MustCompile(`(?i)\b` + key + `\b`).Match(text) {
+					t.Errorf("%s does not name %s", path, key)
+				}
+			}
+		}
+	}
+}
