@@ -19,8 +19,20 @@ import (
 	"wg-quickns/internal/proc"
 )
 
-// scratch begins the names of files that are only being written.
+// scratch begins the names of files of claims.
 const scratch = proc.ScratchPrefix + "resolv."
+
+// scratchOf is what the names of files begin with that are to become the one at path.
+func scratchOf(path string) string {
+	dir, name := filepath.Split(path)
+	return dir + proc.ScratchPrefix + "new." + strings.TrimPrefix(name, scratch) + "."
+}
+
+// cutShort lists what writes of a file have left that were cut short.
+func cutShort(path string) []string {
+	left, _ := filepath.Glob(scratchOf(path) + "*")
+	return left
+}
 
 // ReadResolv reads what is at the path of a resolv.conf, nil when nothing is, and
 // which folders would have to be made for it, innermost first. What is there must
@@ -147,7 +159,7 @@ func existsResolv(s plan.Resolv) (bool, error) {
 	if claimed(s) {
 		if c, err := openClaims(s); err == nil {
 			defer c.close()
-			if c.find(resolvText(s.Servers, s.Search)) >= 0 {
+			if c.find(resolvText(s.Servers, s.Search)) >= 0 || len(cutShort(c.path)) > 0 {
 				return true, nil
 			}
 		}
@@ -235,11 +247,12 @@ func undoResolv(s plan.Resolv, text string) error {
 		if err := putBack(s, old); err != nil {
 			return err
 		}
+		left := cutShort(c.path)
 		if !s.InPlace {
-			left, _ := filepath.Glob(filepath.Join(filepath.Dir(s.Path), scratch+"*"))
-			for _, f := range left { // of a write that was cut short
-				os.Remove(f)
-			}
+			left = append(left, cutShort(s.Path)...)
+		}
+		for _, f := range left {
+			os.Remove(f)
 		}
 		if err := c.save(); err != nil {
 			return fmt.Errorf("take back %s: %w", s.Path, err)
@@ -314,7 +327,7 @@ func writeResolv(s plan.Resolv, text string) error {
 // replaceFile writes a file whole or not at all, with the mode and the owner of
 // the one it replaces.
 func replaceFile(path, text string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), scratch+"*")
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(scratchOf(path))+"*")
 	if err != nil {
 		return err
 	}

@@ -107,9 +107,9 @@ func TestResolv(t *testing.T) {
 			if !exists(t, down) {
 				t.Error("not there after it is made")
 			}
-			write(t, filepath.Dir(file)+"/"+scratch+"cut", "") // a write that was cut short
+			write(t, scratchOf(file)+"cut", "") // a write that was cut short
 			if c.inPlace {
-				os.Remove(filepath.Dir(file) + "/" + scratch + "cut")
+				os.Remove(scratchOf(file) + "cut")
 			}
 			for range 2 {
 				do(t, down)
@@ -143,6 +143,26 @@ func TestResolvOthers(t *testing.T) {
 	}
 	os.RemoveAll(filepath.Dir(file))
 	do(t, down) // all of it is gone already
+}
+
+// TestResolvCutShort: of a write of claims that was cut short down leaves nothing,
+// though there is nothing else to take back.
+func TestResolvCutShort(t *testing.T) {
+	root := t.TempDir()
+	file := root + "/netns/blue/resolv.conf"
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before := mirror(t, root)
+	_, down := steps(t, file, false)
+	write(t, scratchOf(root+"/netns/"+scratch+"blue")+"123", "")
+	if !exists(t, down) {
+		t.Error("nothing to take back")
+	}
+	do(t, down)
+	if after := mirror(t, root); after != before {
+		t.Errorf("after:\n%s\nbefore:\n%s", after, before)
+	}
 }
 
 // TestResolvShared: tunnels share a namespace and go down in any order; the last
