@@ -529,7 +529,8 @@ func restoring(l facts.Interface, n nic, age int64, index map[int]int) (list, la
 		r.Way = &way
 		add(fmt.Sprintf("route %s %s", r.Dst, way.Text), func(m *message) (typ, flags uint16) {
 			m.putVia(r)
-			return unix.RTM_NEWROUTE, create
+			// Behind one of the same kind by another interface, as the tunnel's may still be.
+			return unix.RTM_NEWROUTE, unix.NLM_F_CREATE | unix.NLM_F_APPEND
 		})
 	}
 	for _, b := range l.Settings.Rules {
