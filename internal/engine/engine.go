@@ -305,6 +305,7 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 	var left []string
 	keep := false
 	inside := false // something is left that may be in a namespace: it stays for that, and for After
+	away := false   // an interface did not come home: who configures it must not take another for it
 	for _, next := range plan.UndoOrder(actions, rollback) {
 		entry := entries[next.Action]
 		u := undoing{entry, entry.N[next.Undo], next.Step}
@@ -316,7 +317,7 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 		if made && !inside {
 			errs = append(errs, e.after(ctx)) // while there is a namespace to run it in
 		}
-		if ctx.Err() == nil && !(made && inside) {
+		if ctx.Err() == nil && !(made && inside) && !(away && startsClient(u.step)) {
 			carried, err := e.undoStep(ctx, lock, u)
 			if err != nil {
 				errs = append(errs, err)
@@ -327,6 +328,7 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 		}
 		left = append(left, first(u.NS, u.step))
 		inside = inside || !made
+		away = away || u.step.Kind() == plan.KindMove
 	}
 	if len(left) == 0 && keep {
 		return errors.Join(append(errs, e.after(ctx))...)
@@ -338,6 +340,11 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 		errs = append(errs, context.Cause(ctx))
 	}
 	return errors.Join(append(errs, fmt.Errorf("%w: %s", ErrLeft, strings.Join(left, "; ")))...)
+}
+
+func startsClient(s plan.Step) bool {
+	c, ok := s.(plan.Client)
+	return ok && c.Start
 }
 
 // after runs After once in a begun `down`.
