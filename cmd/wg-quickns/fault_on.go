@@ -17,7 +17,8 @@ import (
 )
 
 // inject lets a test break the run at one point, named by WG_QUICKNS_FAULT as
-// MODE:N, N counting the steps carried out from 1, undo steps and hooks too:
+// MODE:N, N counting the steps carried out from 1, undo steps and hooks too, or
+// MODE:TEXT, the first whose commands have that text:
 //
 //	kill-before, kill-after   SIGKILL of this process
 //	int-before, int-after     INT, TERM or HUP sent to this process, which then goes on
@@ -29,14 +30,19 @@ import (
 // With WG_QUICKNS_FAULT=count each step is written to WG_QUICKNS_FAULT_LOG as a line.
 func inject(d engine.Doer) engine.Doer {
 	mode, number, _ := strings.Cut(os.Getenv("WG_QUICKNS_FAULT"), ":")
-	n, _ := strconv.Atoi(number)
-	return &faulty{Doer: d, mode: mode, at: n}
+	n, err := strconv.Atoi(number)
+	f := &faulty{Doer: d, mode: mode, at: n}
+	if err != nil {
+		f.text = number
+	}
+	return f
 }
 
 type faulty struct {
 	engine.Doer
 	mode string
 	at   int
+	text string // "": at
 
 	mu    sync.Mutex
 	count int
@@ -45,6 +51,9 @@ type faulty struct {
 func (f *faulty) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
 	f.mu.Lock()
 	f.count++
+	if f.text != "" && f.at == 0 && strings.Contains(strings.Join(s.Commands(), "; "), f.text) {
+		f.at = f.count
+	}
 	now := f.count == f.at
 	f.mu.Unlock()
 	f.log(s)

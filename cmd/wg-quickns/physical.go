@@ -61,7 +61,7 @@ func (s *session) hosted(ctx context.Context, list []facts.Interface) (h strateg
 		return h, err
 	}
 	name, _ := s.place.Birth.Name()
-	h.Views = string(stateRoot) + "/@views." + name
+	h.Views = viewsOf(s.place.Birth)
 	resolv := plan.Resolv{Path: "/etc/netns/" + name + "/resolv.conf", Shared: true}
 	if resolv.Old, resolv.MadeDirs, err = dns.ReadResolv(resolv.Path); err != nil || resolv.Old != nil {
 		return h, err

@@ -16,6 +16,7 @@ import (
 	"wg-quickns/internal/journal"
 	"wg-quickns/internal/netns"
 	"wg-quickns/internal/plan"
+	"wg-quickns/internal/proc"
 	"wg-quickns/strategies"
 )
 
@@ -189,6 +190,11 @@ func recordedPlace(log *journal.Journal) (place, error) {
 		}
 		// Its process ended or its name was deleted, and a number or a name may be
 		// another's by now. Others may live in it still.
+		pin := viewsOf(ns) + proc.ViewNet
+		if now, err := netns.Identify(pin); err == nil && now.String() == id {
+			p.moved[ns] = plan.NS(pin)
+			continue
+		}
 		at, err := netns.Locate(id)
 		if err != nil {
 			return p, fmt.Errorf("find what was at %s: %w", ns, err)
@@ -206,6 +212,26 @@ func (p place) at(ns plan.NS) plan.NS {
 		return at
 	}
 	return ns
+}
+
+// viewsOf is the folder of a named namespace's plan.Views.
+func viewsOf(ns plan.NS) string {
+	name, _ := ns.Name()
+	return string(stateRoot) + "/@views." + name
+}
+
+// relocated is a step of a journal with the namespaces that it names itself as they
+// are reached by now.
+func (p place) relocated(s plan.Step) plan.Step {
+	switch s := s.(type) {
+	case plan.Move:
+		s.From, s.To = p.at(s.From), p.at(s.To)
+		return s
+	case plan.Settle:
+		s.Away = p.at(s.Away)
+		return s
+	}
+	return s
 }
 
 // gone says that a namespace of the journal is no more.

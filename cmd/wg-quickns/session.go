@@ -57,7 +57,7 @@ type doers struct {
 	services           engine.Doer // of systemd, and clients outside of it
 	local              func(plan.NS) plan.NS
 	tunnels            func(plan.NS) ([]string, error) // the others that are in a namespace
-	lost               func() bool                     // the process that led to the target is gone
+	place              *place
 }
 
 func (d doers) pick(s plan.Step) engine.Doer {
@@ -73,7 +73,7 @@ func (d doers) pick(s plan.Step) engine.Doer {
 }
 
 func (d doers) Exists(ctx context.Context, ns plan.NS, s plan.Step) (bool, error) {
-	return d.pick(s).Exists(ctx, d.local(ns), s)
+	return d.pick(s).Exists(ctx, d.local(ns), d.place.relocated(s))
 }
 
 func (d doers) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
@@ -86,14 +86,14 @@ func (d doers) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, e
 			return plan.Outcome{}, &plan.StepError{Step: s, Err: err}
 		}
 	}
-	if r, ok := s.(plan.Resolv); ok && r.InPlace && r.Delete && d.lost() {
+	if r, ok := s.(plan.Resolv); ok && r.InPlace && r.Delete && d.place.lost {
 		// The file is reached by that process only, whose number may be another's.
 		if err := os.Remove(r.Claims); err != nil && r.Claims != "" && !errors.Is(err, fs.ErrNotExist) {
 			return plan.Outcome{}, &plan.StepError{Step: s, Err: err}
 		}
 		return plan.Outcome{}, nil
 	}
-	return d.pick(s).Do(ctx, d.local(ns), s)
+	return d.pick(s).Do(ctx, d.local(ns), d.place.relocated(s))
 }
 
 // begin takes the lock of an interface's journal, reads it and forgets one that is
@@ -122,7 +122,7 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 	if t.cfg != nil {
 		hook.WGConfig = strings.TrimSuffix(string(t.cfg.Strip()), "\n")
 	}
-	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, systemd.Doer{}, s.local, s.tunnels, func() bool { return s.place.lost }})
+	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, systemd.Doer{}, s.local, s.tunnels, &s.place})
 	// A hook's own `save` runs under the lock of the command that runs the hook.
 	if !insideHook(t.name) {
 		if s.lock, err = stateRoot.Lock(ctx, s.state); err != nil {

@@ -26,6 +26,22 @@ var pathKept = map[string]bool{
 // complete is the last file that views get.
 const complete = ".complete"
 
+// ViewNet is where the namespace itself is in the folder of its views.
+const ViewNet = "/net"
+
+// pin binds the namespace ns to path.
+func pin(ns, path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	if err := unix.Mount(ns, path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind it to %s: %w", path, err)
+	}
+	return nil
+}
+
 // MountViews mounts at the folder dir, which it makes, what a program in the named
 // network namespace ns is to see in place of /sys and /etc, for others to bind:
 //
@@ -33,8 +49,9 @@ const complete = ".complete"
 //	etc  the machine's, with the entries of /etc/netns/NAME in place of its own, and
 //	     resolv.conf a link to that there, which must be, so that whoever writes one,
 //	     in place or by rename(2), writes /etc/netns/NAME/resolv.conf
+//	net  the namespace itself, which lives on by that when somebody deletes its name
 //
-// Both are in a tmpfs at dir, where more may be put. They are mounted where PID 1
+// All are in a tmpfs at dir, where more may be put. They are mounted where PID 1
 // sees them. Those that are there already stay; what is there of others, or in part,
 // is taken away first.
 func MountViews(ns, dir string) error {
@@ -75,6 +92,9 @@ func MountViews(ns, dir string) error {
 			return fmt.Errorf("bind /etc to %s: %w", dir, err)
 		}
 		if err := viewSys(ns, dir+"/sys"); err != nil {
+			return err
+		}
+		if err := pin(ns, dir+ViewNet); err != nil {
 			return err
 		}
 		return os.WriteFile(dir+"/"+complete, []byte(mark), 0o644)

@@ -125,8 +125,8 @@ func TestViews(t *testing.T) {
 	os.RemoveAll("/etc/netns/physical")
 }
 
-// TestViewsLeaveNothing: the folder of a namespace that had none, and a namespace that
-// a sysfs still shows.
+// TestViewsLeaveNothing: the folder of a namespace that had none, and a namespace whose
+// name was deleted, which lives until then.
 func TestViewsLeaveNothing(t *testing.T) {
 	ns.Run(t, "ip", "netns", "add", "gone")
 	ns.Run(t, "ip", "link", "add", "outer", "type", "veth", "peer", "name", "inner", "netns", "gone")
@@ -135,13 +135,15 @@ func TestViewsLeaveNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	ns.Run(t, "ip", "netns", "delete", "gone")
+	time.Sleep(300 * time.Millisecond)
+	ns.Run(t, "nsenter", "--net="+dir+proc.ViewNet, "ip", "link", "show", "inner")
+	if err := proc.UnmountViews("/run/netns/gone", dir); err != nil {
+		t.Fatal(err)
+	}
 	for end := time.Now().Add(5 * time.Second); unix.Access("/sys/class/net/outer", unix.F_OK) == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the views hold the namespace")
 		}
-	}
-	if err := proc.UnmountViews("/run/netns/gone", dir); err != nil {
-		t.Fatal(err)
 	}
 	for _, path := range []string{dir, "/etc/netns/gone"} {
 		if err := unix.Access(path, unix.F_OK); err != unix.ENOENT {
