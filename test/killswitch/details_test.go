@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wg-quickns/test/bed"
+	"wg-quickns/test/leak"
 	"wg-quickns/test/ns"
 )
 
@@ -22,12 +23,12 @@ const fullTunnel = "0.0.0.0/0, ::/0"
 func TestWhoMayLeave(t *testing.T) {
 	w := newWorld(t, "may")
 	asks := func() int { // the gateway asks who has the tunnel's address
-		w.capture.forget()
+		w.capture.Forget()
 		w.Far.Run("ip", "neigh", "flush", "dev", "uplink")
 		w.Far.Run("ip", "route", "add", "10.77.0.2/32", "dev", "uplink")
 		defer w.Far.Run("ip", "route", "del", "10.77.0.2/32", "dev", "uplink")
 		w.Far.Try("ping", "-c2", "-W1", "10.77.0.2")
-		return w.capture.count("arp reply of 10.77.0.2")
+		return w.capture.Count("arp reply of 10.77.0.2")
 	}
 	w.config("", fullTunnel)
 	w.run("up", "wg0")
@@ -53,7 +54,7 @@ func TestWhoMayLeave(t *testing.T) {
 			return err
 		}
 		start := time.Now()
-		err = unix.Connect(fd, sockaddr(far4, 80))
+		err = unix.Connect(fd, leak.Sockaddr(leak.Far4, 80))
 		if took := time.Since(start); !errors.Is(err, unix.ECONNREFUSED) || took > 3*time.Second {
 			t.Errorf("connect past the tunnel: %v after %v", err, took)
 		}
@@ -74,22 +75,22 @@ func TestWhoMayLeave(t *testing.T) {
 		{546, 547, netip.MustParseAddr("192.0.2.1"), false},
 		{68, 67, netip.MustParseAddr("2001:db8::1"), false},
 	} {
-		w.capture.forget()
+		w.capture.Forget()
 		err := w.NS.Do(func() error {
-			fd, err := open(family(c.addr), unix.SOCK_DGRAM, 0, "uplink")
+			fd, err := leak.Open(leak.Family(c.addr), unix.SOCK_DGRAM, 0, "uplink")
 			if err == nil {
 				any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
 				if c.addr.Is4() {
-					err = unix.Bind(fd, sockaddr(any4, c.from))
+					err = unix.Bind(fd, leak.Sockaddr(any4, c.from))
 				} else {
-					err = unix.Bind(fd, sockaddr(any6, c.from))
+					err = unix.Bind(fd, leak.Sockaddr(any6, c.from))
 				}
 			}
 			if err != nil {
 				return err
 			}
 			defer unix.Close(fd)
-			err = unix.Sendto(fd, []byte("DHCP"), 0, sockaddr(c.addr, c.to))
+			err = unix.Sendto(fd, []byte("DHCP"), 0, leak.Sockaddr(c.addr, c.to))
 			if errors.Is(err, unix.EPERM) && !c.leaves {
 				err = nil
 			} else if err == nil && !c.leaves {
@@ -97,17 +98,17 @@ func TestWhoMayLeave(t *testing.T) {
 			}
 			return err
 		})
-		arrived := func() bool { return w.capture.count("dhcp") > 0 }
+		arrived := func() bool { return w.capture.Count("dhcp") > 0 }
 		if err != nil || c.leaves && !bed.Wait(5*time.Second, arrived) || !c.leaves && arrived() {
 			t.Errorf("UDP %d > %s:%d: %v, arrived: %v", c.from, c.addr, c.to, err, arrived())
 		}
 	}
-	w.capture.forget()
+	w.capture.Forget()
 	for _, n := range []*ns.NS{w.NS, w.Far} {
 		n.Run("ip", "-6", "neigh", "flush", "dev", "uplink")
 	}
 	w.Far.Try("ping", "-c1", "-W1", "2001:db8::2")
-	if !bed.Wait(5*time.Second, func() bool { return w.capture.count("neighbour discovery") > 0 }) {
+	if !bed.Wait(5*time.Second, func() bool { return w.capture.Count("neighbour discovery") > 0 }) {
 		t.Error("no neighbour discovery")
 	}
 	w.down()
@@ -120,8 +121,8 @@ func TestTwo(t *testing.T) {
 	w.config("KillSwitch = true", fullTunnel)
 	w.Config(t, "wg1", fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.88.0.1/24\nKillSwitch = true\n[Peer]\nPublicKey = %s\nAllowedIPs = 10.88.0.0/24\n",
 		bed.Key("other"), public("nobody")))
-	p := startProbes(t, w.NS, w.container)
-	defer p.end()
+	p := leak.Probe(t, w.NS, w.container)
+	defer p.End()
 	for _, order := range [][]string{{"wg0", "wg1"}, {"wg1", "wg0"}} {
 		w.control(p)
 		w.run("up", order[0])
@@ -130,7 +131,7 @@ func TestTwo(t *testing.T) {
 		w.works()
 		w.run("down", order[0])
 		time.Sleep(hold)
-		if n, kinds := w.capture.between(start, time.Now()); n > 0 {
+		if n, kinds := w.capture.Between(start, time.Now()); n > 0 {
 			t.Errorf("%q: %d packets leaked: %v", order, n, kinds)
 		}
 		if order[0] == "wg1" {
@@ -149,11 +150,11 @@ func TestElsewhere(t *testing.T) {
 	w := newWorld(t, "born")
 	inner := ns.New(t, "inner")
 	ns.Veth(inner, "uplink", []string{"203.0.113.2/24"}, w.container, "side", []string{"203.0.113.9/24"})
-	seen := startCapture(t, w.container, "side")
+	seen := leak.Start(t, w.container, "side")
 	w.config("KillSwitch = true\nNamespace = inner", fullTunnel)
 	sends := func(mark int) error {
 		return inner.Do(func() error {
-			fd, err := open(unix.AF_INET, unix.SOCK_DGRAM, 0, "uplink")
+			fd, err := leak.Open(unix.AF_INET, unix.SOCK_DGRAM, 0, "uplink")
 			if err == nil {
 				err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark)
 			}
@@ -161,13 +162,13 @@ func TestElsewhere(t *testing.T) {
 				return err
 			}
 			defer unix.Close(fd)
-			return unix.Sendto(fd, []byte(tag+"inner."), 0, sockaddr(far4, 9))
+			return unix.Sendto(fd, []byte(leak.Tag+"inner."), 0, leak.Sockaddr(leak.Far4, 9))
 		})
 	}
 	if err := sends(51820); err != nil {
 		t.Fatal(err)
 	}
-	if !bed.Wait(time.Second, func() bool { return seen.count("probe inner") == 1 }) {
+	if !bed.Wait(time.Second, func() bool { return seen.Count("probe inner") == 1 }) {
 		t.Fatal("the control does not leave")
 	}
 	w.run("up", "wg0")
@@ -179,7 +180,7 @@ func TestElsewhere(t *testing.T) {
 			t.Errorf("with mark %d: %v", mark, err)
 		}
 	}
-	if n := seen.count("probe inner"); n != 1 {
+	if n := seen.Count("probe inner"); n != 1 {
 		t.Errorf("%d packets left", n-1)
 	}
 	if out := w.NS.Run("nft", "list", "tables"); strings.Contains(out, "wg-quickns") {
@@ -196,8 +197,8 @@ func TestElsewhere(t *testing.T) {
 func TestUpAgain(t *testing.T) {
 	w := newWorld(t, "again")
 	w.config("KillSwitch = true", fullTunnel)
-	p := startProbes(t, w.NS, w.container)
-	defer p.end()
+	p := leak.Probe(t, w.NS, w.container)
+	defer p.End()
 	w.control(p)
 	steps := len(w.Steps(t, "up", "wg0"))
 	w.down()
@@ -224,7 +225,7 @@ func TestUpAgain(t *testing.T) {
 		lines := w.run("up", "wg0")
 		w.works()
 		time.Sleep(hold)
-		if n, kinds := w.capture.between(start, time.Now()); n > 0 {
+		if n, kinds := w.capture.Between(start, time.Now()); n > 0 {
 			t.Errorf("%s, then up: %d packets leaked: %v\n%q", c.name, n, kinds, lines)
 		}
 		w.down()

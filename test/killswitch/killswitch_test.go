@@ -16,12 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wg-quickns/test/bed"
+	"wg-quickns/test/leak"
 	"wg-quickns/test/ns"
 )
 
 func TestMain(m *testing.M) { ns.Main(m) }
-
-const serverPort = 51820
 
 var endpoint = netip.MustParseAddr("198.18.0.1")
 
@@ -31,7 +30,7 @@ type world struct {
 	*bed.Bed
 	t         *testing.T
 	container *ns.NS
-	capture   *capture
+	capture   *leak.Capture
 }
 
 func public(private string) string {
@@ -60,10 +59,10 @@ Table = off
 [Peer]
 PublicKey = %s
 AllowedIPs = 10.77.0.2/32, fd77::2/128
-`, bed.Key("server"), serverPort, public("client")))
+`, bed.Key("server"), leak.ServerPort, public("client")))
 	w.Far.Run(w.Program, "up", "srv")
 	t.Cleanup(func() { w.Far.Run(w.Program, "down", "srv") })
-	w.capture = startCapture(t, w.Far, "uplink")
+	w.capture = leak.Start(t, w.Far, "uplink")
 	return w
 }
 
@@ -77,7 +76,7 @@ Address = 10.77.0.2/24, fd77::2/64
 PublicKey = %s
 AllowedIPs = %s
 Endpoint = %s:%d
-`, bed.Key("client"), more, public("server"), allowed, endpoint, serverPort))
+`, bed.Key("client"), more, public("server"), allowed, endpoint, leak.ServerPort))
 }
 
 // line is one that a command wrote, with its time.
@@ -171,12 +170,12 @@ func (w *world) reset() {
 }
 
 // control checks that every kind of probe is seen at the gateway.
-func (w *world) control(p *probes) {
+func (w *world) control(p *leak.Probes) {
 	w.t.Helper()
-	w.capture.forget()
+	w.capture.Forget()
 	missing := func() (list []string) {
-		for _, kind := range p.kinds {
-			if w.capture.count("probe "+kind) == 0 {
+		for _, kind := range p.Kinds {
+			if w.capture.Count("probe "+kind) == 0 {
 				list = append(list, kind)
 			}
 		}
@@ -280,13 +279,13 @@ func TestNothingLeaves(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, "kill")
 			w.config("KillSwitch = true\n"+c.more, c.allowed)
-			p := startProbes(t, w.NS, w.container)
+			p := leak.Probe(t, w.NS, w.container)
 			leaked := make(map[string]int)
 			var order []string
 			w.up()
 			steps := len(w.Steps(t, "down", "wg0"))
 			look := func(name string, from, to time.Time) {
-				n, kinds := w.capture.between(from, to)
+				n, kinds := w.capture.Between(from, to)
 				if n > 0 {
 					t.Errorf("%s: %d packets leaked: %v", name, n, kinds)
 				}
@@ -320,14 +319,14 @@ func TestNothingLeaves(t *testing.T) {
 			}
 			w.reset()
 			w.control(p)
-			rate := p.end()
+			rate := p.End()
 			if rate < 1000 && (!slow || full()) {
 				t.Errorf("only %.0f probes a second", rate)
 			}
 			for _, name := range order {
 				t.Logf("%s: %d leaked", name, leaked[name])
 			}
-			t.Logf("%d trials, %d probes, %.0f a second", trials(), p.sent.Load(), rate)
+			t.Logf("%d trials, %d probes, %.0f a second", trials(), p.Sent.Load(), rate)
 		})
 	}
 }

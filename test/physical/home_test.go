@@ -127,6 +127,78 @@ func TestTaken(t *testing.T) {
 	w.home()
 }
 
+// TestClient: a supplicant that was started by hand comes home only with its interface: it
+// is not for another one that has the name.
+func TestClient(t *testing.T) {
+	w := newWorld(t, "")
+	supplicant, err := w.Start(nil, "bash", "-c", "exec -a wpa_supplicant perl -e 'sleep 1000' -- -iuplink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := func(where string) bool {
+		return bed.Wait(2*time.Second, func() bool {
+			return w.NS.Try("bash", "-c", "pgrep -x perl | grep -w "+"\"$(ip netns pids "+where+")\"").Code == 0
+		})
+	}
+	if !runs("bed") {
+		t.Fatal("no supplicant")
+	}
+	w.up()
+	supplicant.Wait()
+	if !runs("physical") {
+		t.Error("it does not run away from home")
+	}
+	w.NS.Run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "other")
+	w.wants(1, "wpa_supplicant", "down", "wg0")
+	if out := w.NS.Try("pgrep", "-x", "perl"); out.Code == 0 {
+		t.Error("it runs for another interface")
+	}
+	w.NS.Run("ip", "link", "del", "uplink")
+	w.wants(0, "netns 1", "down", "wg0")
+	if !runs("bed") {
+		t.Error("it does not run at home")
+	}
+	w.NS.Run("pkill", "-x", "perl")
+	w.home()
+}
+
+// TestNameDeleted: the namespace lives on when somebody deletes its name, or gives that
+// to another one, and so does the tunnel.
+func TestNameDeleted(t *testing.T) {
+	for name, script := range map[string]string{"deleted": "ip netns del physical", "another": "ip netns del physical; ip netns add physical"} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "")
+			w.up()
+			guard := w.guard()
+			time.Sleep(300 * time.Millisecond)
+			ns.Run(t, "bash", "-ec", script)
+			if out := w.NS.Run("ip", "-br", "link"); !strings.Contains(out, "wg0") || strings.Contains(out, "uplink") {
+				t.Errorf("links at home:\n%s", out)
+			}
+			w.wants(0, "uplink", "exec", "--birth", "wg0", "--", "ip", "-br", "link")
+			w.wants(0, "netns 1", "down", "wg0")
+			if r := guard.Wait(); r.Code != 0 {
+				t.Errorf("guard: %s", r)
+			}
+			if name == "another" {
+				ns.Run(t, "ip", "netns", "del", "physical")
+			}
+			w.home()
+		})
+	}
+}
+
+// TestOtherDefault: a default route that came meanwhile does not keep the old one away.
+func TestOtherDefault(t *testing.T) {
+	w := newWorld(t, "")
+	w.up()
+	w.NS.Run("bash", "-ec", `ip link add side type veth peer name other; ip link set side up; ip link set other up
+		ip route append default dev side; ip -6 route append default dev side metric 1024`)
+	w.wants(0, "netns 1", "down", "wg0")
+	w.NS.Run("ip", "link", "del", "side")
+	w.home()
+}
+
 // TestHeld: a process in the namespace keeps that, and not the interface.
 func TestHeld(t *testing.T) {
 	w := newWorld(t, "")

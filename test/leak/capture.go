@@ -1,4 +1,6 @@
-package killswitch
+// Package leak sends probes of all kinds from a machine and looks at the gateway for
+// what comes there in the clear.
+package leak
 
 import (
 	"bytes"
@@ -21,8 +23,14 @@ type frame struct {
 	text string
 }
 
-// capture sees every packet that a link of the gateway receives.
-type capture struct {
+// ServerPort is the port of the tunnel's server.
+const ServerPort = 51820
+
+// ServerName is its name, as a question of DNS has it.
+const ServerName = "\x03vpn\x07example\x03com\x00"
+
+// Capture sees every packet that a link of the gateway receives.
+type Capture struct {
 	fd   int
 	done chan struct{}
 
@@ -33,10 +41,10 @@ type capture struct {
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
-// startCapture opens an AF_PACKET socket with a time stamp of the kernel on each packet.
-func startCapture(t testing.TB, n *ns.NS, link string) *capture {
+// Start opens an AF_PACKET socket with a time stamp of the kernel on each packet.
+func Start(t testing.TB, n *ns.NS, link string) *Capture {
 	t.Helper()
-	c := &capture{done: make(chan struct{}), seen: make(map[string]int)}
+	c := &Capture{done: make(chan struct{}), seen: make(map[string]int)}
 	err := n.Do(func() (err error) {
 		if c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL))); err != nil {
 			return err
@@ -88,7 +96,7 @@ func ifindex(link string) (int, error) {
 	return int(r.Uint32()), nil
 }
 
-func (c *capture) read(stop chan struct{}) {
+func (c *Capture) read(stop chan struct{}) {
 	defer close(c.done)
 	buf, oob := make([]byte, 1<<16), make([]byte, 256)
 	for {
@@ -123,7 +131,8 @@ func (c *capture) read(stop chan struct{}) {
 }
 
 // classify names a packet, and says whether it may not leave: all but ARP, DHCP,
-// neighbour discovery and WireGuard's own.
+// neighbour discovery, EAPOL, questions for the server's name, WireGuard's own
+// and errors about that.
 func classify(b []byte) (what string, leak bool) {
 	if len(b) < 14 {
 		return "short", true
@@ -139,6 +148,10 @@ func classify(b []byte) (what string, leak bool) {
 			return "arp reply of " + a.String(), false
 		}
 		return "arp request", false
+	case typ == unix.ETH_P_PAE:
+		return "eapol", false
+	case typ == 6 && len(b) >= 6 && b[0] == 0 && b[2]&^0x10 == 0xaf: // the access point itself announces a station (IEEE 802.2)
+		return "xid", false
 	case typ == unix.ETH_P_IP && len(b) >= 20:
 		from, _ = netip.AddrFromSlice(b[12:16])
 		to, _ = netip.AddrFromSlice(b[16:20])
@@ -153,8 +166,8 @@ func classify(b []byte) (what string, leak bool) {
 	default:
 		return fmt.Sprintf("ethertype %#04x", typ), true
 	}
-	if at := bytes.Index(b, []byte(tag)); at >= 0 {
-		kind, _, _ := bytes.Cut(b[at+len(tag):], []byte{'.'})
+	if at := bytes.Index(b, []byte(Tag)); at >= 0 {
+		kind, _, _ := bytes.Cut(b[at+len(Tag):], []byte{'.'})
 		return "probe " + string(kind), true
 	}
 	if len(rest) < 4 {
@@ -162,12 +175,18 @@ func classify(b []byte) (what string, leak bool) {
 	}
 	sport, dport := binary.BigEndian.Uint16(rest), binary.BigEndian.Uint16(rest[2:])
 	switch proto {
+	case unix.IPPROTO_ICMP: // where the tunnel has just gone, the server is told so
+		if about := rest[min(8, len(rest)):]; rest[0] == 3 && len(about) >= 28 && about[9] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(about[20:]) == ServerPort {
+			return "icmp about wireguard", false
+		}
 	case unix.IPPROTO_UDP:
 		switch {
-		case dport == serverPort && wireguard(rest[min(8, len(rest)):]):
+		case dport == ServerPort && wireguard(rest[min(8, len(rest)):]):
 			return "wireguard", false
 		case sport == 68 && dport == 67, sport == 546 && dport == 547:
 			return "dhcp", false
+		case dport == 53 && bytes.Contains(rest, []byte(ServerName)):
+			return "dns of the endpoint", false
 		}
 		return fmt.Sprintf("udp %s:%d > %s:%d, %d bytes, %x", from, sport, to, dport, len(rest)-8, rest[min(8, len(rest)):min(16, len(rest))]), true
 	case unix.IPPROTO_TCP:
@@ -179,14 +198,18 @@ func classify(b []byte) (what string, leak bool) {
 		return fmt.Sprintf("tcp %s:%d > %s:%d", from, sport, to, dport), true
 	case unix.IPPROTO_ICMPV6:
 		switch rest[0] {
+		case 1: // to one who asks for an address that is not there
+			if about := rest[min(8, len(rest)):]; len(about) > 40 && about[6] == unix.IPPROTO_ICMPV6 && about[40] == 135 {
+				return "icmpv6 about neighbour discovery", false
+			}
 		case 133, 135, 136:
 			return "neighbour discovery", b[7] != 255
 		case 143:
 			return "mld report", to != netip.MustParseAddr("ff02::16")
 		}
-		return fmt.Sprintf("icmpv6 %d %s > %s", rest[0], from, to), true
+		return fmt.Sprintf("icmpv6 %d %s > %s, %x", rest[0], from, to, rest[min(8, len(rest)):min(64, len(rest))]), true
 	}
-	return fmt.Sprintf("protocol %d %s > %s", proto, from, to), true
+	return fmt.Sprintf("protocol %d %s > %s, %x", proto, from, to, rest[:min(64, len(rest))]), true
 }
 
 // wireguard says whether a datagram is one of WireGuard's, by its type and length.
@@ -206,8 +229,8 @@ func wireguard(b []byte) bool {
 	return b[0] == 4 && len(b) >= 32 && (len(b)%16 == 0 || len(b) == 1420+32) // padding ends at the MTU
 }
 
-// between counts what left in a time, by what it was.
-func (c *capture) between(from, to time.Time) (total int, kinds map[string]int) {
+// Between counts what left in a time, by what it was.
+func (c *Capture) Between(from, to time.Time) (total int, kinds map[string]int) {
 	time.Sleep(5 * time.Millisecond) // what was sent until now has arrived
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,16 +244,16 @@ func (c *capture) between(from, to time.Time) (total int, kinds map[string]int) 
 	return total, kinds
 }
 
-// count says how often something was seen.
-func (c *capture) count(what string) int {
+// Count says how often something was seen.
+func (c *Capture) Count(what string) int {
 	time.Sleep(5 * time.Millisecond)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.seen[what]
 }
 
-// forget drops what was seen.
-func (c *capture) forget() {
+// Forget drops what was seen.
+func (c *Capture) Forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.leaks = nil
