@@ -85,8 +85,7 @@ func bound(a, b facts.Interface) bool {
 type Hosted struct {
 	Owners []facts.Owner // in the order of starting
 	Views  string        // the folder of plan.Views
-	// Resolv is the resolv.conf of the namespace, as Owners find it at first; nil: it has one.
-	Resolv *plan.Resolv
+	Resolv plan.Resolv   // the resolv.conf of the namespace, as Owners find it at first
 }
 
 // Physical plans the way of interfaces, with their Settings, into the namespace
@@ -98,13 +97,9 @@ func Physical(list []facts.Interface, h Hosted, p Place) []plan.Action {
 	add := func(ns plan.NS, why string, do plan.Step, undo ...plan.Step) {
 		actions = append(actions, plan.Action{NS: ns, Do: do, Undo: undo, Why: why})
 	}
-	if h.Resolv != nil {
-		undo := *h.Resolv
-		undo.Delete = true
-		do := *h.Resolv
-		do.Old, do.MadeDirs = nil, nil
-		add("", "who looks up the endpoint", do, undo)
-	}
+	resolv := h.Resolv
+	resolv.Delete = true
+	add("", "who looks up the endpoint", h.Resolv, resolv)
 	// Without an owner too: the guard, which may find one later, is confined itself.
 	views := plan.Views{NS: p.Birth, Dir: h.Views}
 	undo := views

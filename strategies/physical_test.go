@@ -68,7 +68,7 @@ func TestPhysicalPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := Hosted{Views: "/run/views", Resolv: &plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Servers: []string{"192.0.2.1"}, Shared: true},
+	h := Hosted{Views: "/run/views", Resolv: plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Servers: []string{"192.0.2.1"}, Shared: true},
 		Owners: []facts.Owner{
 			{Unit: "wpa_supplicant@wlan0.service", Links: []string{"wlan0"}},
 			{Client: &facts.Client{Exe: "/sbin/dhclient", Args: []string{"dhclient", "wlan0"}}, Links: []string{"wlan0"}, Addresses: true},

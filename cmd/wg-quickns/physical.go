@@ -63,11 +63,10 @@ func (s *session) hosted(ctx context.Context, list []facts.Interface) (h strateg
 	name, _ := s.place.Birth.Name()
 	h.Views = viewsOf(s.place.Birth)
 	resolv := plan.Resolv{Path: "/etc/netns/" + name + "/resolv.conf", Shared: true}
-	if resolv.Old, resolv.MadeDirs, err = dns.ReadResolv(resolv.Path); err != nil || resolv.Old != nil {
-		return h, err
+	if resolv.Old, resolv.MadeDirs, err = dns.ReadResolv(resolv.Path); err == nil && resolv.Old == nil {
+		resolv.Servers, resolv.Search, err = dns.Upstream()
 	}
-	resolv.Servers, resolv.Search, err = dns.Upstream()
-	h.Resolv = &resolv
+	h.Resolv = resolv
 	return h, err
 }
 

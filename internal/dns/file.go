@@ -146,6 +146,10 @@ func ours(s plan.Resolv) (bool, error) {
 // existsResolv says whether the file is as the step writes it, or, of a deleting
 // step, whether there is something to take back.
 func existsResolv(s plan.Resolv) (bool, error) {
+	if kept(s) {
+		now, _, err := ReadResolv(s.Path)
+		return !s.Delete || now != nil && *now != *s.Old, err
+	}
 	switch is, err := ours(s); {
 	case is:
 		return true, nil
@@ -176,8 +180,15 @@ func existsResolv(s plan.Resolv) (bool, error) {
 // a file in place.
 func claimed(s plan.Resolv) bool { return !s.InPlace || s.Claims != "" }
 
+// kept says whether the file was there for others to write, and is not written here
+// but put back.
+func kept(s plan.Resolv) bool { return s.Shared && s.Old != nil }
+
 func doResolv(s plan.Resolv) (err error) {
 	text := resolvText(s.Servers, s.Search)
+	if kept(s) && !s.Delete {
+		return nil
+	}
 	if s.Delete {
 		return undoResolv(s, text)
 	}

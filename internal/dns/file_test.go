@@ -204,6 +204,27 @@ func TestResolvShared(t *testing.T) {
 	}
 }
 
+// TestResolvKept: the user's own file is left to those who come to the namespace, and
+// put back after them.
+func TestResolvKept(t *testing.T) {
+	const own = "nameserver 192.0.2.9\noptions edns0\n"
+	file := t.TempDir() + "/netns/blue/resolv.conf"
+	write(t, file, own)
+	up, down := steps(t, file, false)
+	up.Servers, up.Old, up.Shared, down.Shared = nil, down.Old, true, true
+	do(t, up)
+	for _, now := range []string{own, "nameserver 10.0.0.53\n", ""} {
+		write(t, file, now)
+		if there, err := existsResolv(down); err != nil || there != (now != own) {
+			t.Errorf("%q: something to put back: %v, %v", now, there, err)
+		}
+		do(t, down)
+		if got, err := os.ReadFile(file); string(got) != own {
+			t.Errorf("%q became %q, %v", now, got, err)
+		}
+	}
+}
+
 func TestResolvRefuses(t *testing.T) {
 	dir := t.TempDir()
 	target := dir + "/target"

@@ -415,7 +415,7 @@ type Resolv struct {
 	// is a mount point.
 	InPlace bool `json:"inPlace,omitempty"`
 	// Shared says that others write the file too: Delete puts back what was there
-	// whoever wrote last.
+	// whoever wrote last, and a step with Old leaves the file to them as it is.
 	Shared bool `json:"shared,omitempty"`
 	// Claims is where several tunnels that want the file are kept; "": beside its
 	// folder, which a container must not have.
@@ -426,6 +426,8 @@ func (Resolv) Kind() string { return KindResolv }
 
 func (s Resolv) Commands() []string {
 	switch {
+	case !s.Delete && s.Shared && s.Old != nil:
+		return nil
 	case !s.Delete:
 		return []string{"write " + s.Path}
 	case s.Old != nil:
