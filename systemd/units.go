@@ -153,14 +153,21 @@ func stop(ctx context.Context, c *dbus.Conn, unit string) error {
 	if err != nil {
 		return err
 	}
+	late := false
 	for _, file := range files {
 		if to, is := strings.CutSuffix(file, staged); is {
 			if err := os.Rename(file, to); err != nil {
 				return err
 			}
+			late = true
 		}
 	}
-	return nil
+	if !late {
+		return nil
+	}
+	// A stopped unit may be forgotten and read again, by what systemd knew of its
+	// folders before: NeedDaemonReload does not tell then.
+	return reload(ctx, c)
 }
 
 // devices says whether a unit is bound to a device, and so stops when that goes.
