@@ -3,9 +3,12 @@
 package physical
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,7 +22,8 @@ import (
 const example = "../../examples/physical/laptop.conf"
 
 // TestMain makes the machine ready once: a network behind eth0 with a DHCP server
-// that is its name server too, and the tunnel's server.
+// that is its name server too, and the tunnel's server. Leases are renewed every few
+// seconds. wlan0 and its access point come with those who use them.
 func TestMain(m *testing.M) {
 	if _, err := os.Stat("/run/systemd/system"); err != nil || os.Getenv("WG_TEST_KERNEL") == "" {
 		fmt.Fprintln(os.Stderr, "FAIL: this is for a machine of its own with systemd: test/run systemd")
@@ -43,6 +47,9 @@ cp "$1" /usr/local/bin/wg-quickns
 install -m 600 "$2" /etc/wireguard/wg0.conf
 sed -i 's/^DNS/#DNS/' /etc/wireguard/wg0.conf # which needs a resolvconf
 rm -f /etc/resolv.conf && touch /etc/resolv.conf
+grep -q '^noarp' /etc/dhcpcd.conf || echo noarp >>/etc/dhcpcd.conf
+id somebody >/dev/null 2>&1 || useradd somebody
+echo 'somebody ALL=(root) NOPASSWD: ALL' >/etc/sudoers.d/somebody
 modprobe -q wireguard || true
 
 # what other tests of this machine have left
@@ -72,90 +79,153 @@ AllowedIPs = 10.8.0.2/32, fd08::2/128
 END
 chmod 600 /etc/wireguard/server.conf
 wg-quickns up server
-ip netns exec far dnsmasq -C /dev/null -R -h -i eth0 -z -a 192.0.2.1 --pid-file=/run/far-dns.pid --address=/vpn.example.com/192.0.2.10 \
-  --dhcp-range=192.0.2.100,192.0.2.150,2m --dhcp-leasefile=/run/far.leases --dhcp-authoritative --log-facility=/run/far.log --log-dhcp
+cat >/run/serve <<'END'
+# serve LINK SUBNET: DHCP and DNS of an uplink
+ip netns exec far dnsmasq -C /dev/null -R -h -i $1 -I lo -z -a $2.1 --pid-file=/run/far-$1.pid --address=/vpn.example.com/192.0.2.10 --no-ping \
+  --dhcp-range=$2.100,$2.150,2m --dhcp-option=option:T1,6 --dhcp-leasefile=/run/far-$1.leases --dhcp-authoritative --log-facility=/run/far-$1.log
+END
+bash -eu /run/serve eth0 192.0.2
 ip netns exec far nft -f - <<END
 table inet seen {
   counter clear { }
-  chain in { type filter hook prerouting priority raw; iifname eth0 udp dport 4242 counter name clear; }
+  counter other { }
+  set whose { type ipv4_addr . ipv4_addr . inet_proto; flags dynamic; }
+  chain in {
+    type filter hook prerouting priority raw
+    iifname != { "eth0", "wlan1" } accept
+    udp dport 4242 counter name clear accept
+    udp dport { 67, 547 } accept
+    ip daddr { 192.0.2.1, 198.51.100.1 } udp dport 53 accept
+    ip daddr 192.0.2.10 udp dport 51820 accept
+    ip protocol igmp accept
+    icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report } accept
+    counter name other
+    add @whose { ip saddr . ip daddr . ip protocol }
+  }
 }
 END
 `
 
-// manager is one way in which eth0 is configured.
+// manager is one way in which links are configured.
 type manager struct {
 	name  string
-	start string // a script that ends with eth0 configured
+	links []string // that move
+	start string   // a script that ends with the links configured, see the functions
 	end   string
 	units []string // that are active while it runs
-	more  bool     // only where WGQ_PHYSICAL_ROUNDS is set: a minute each
-	inDNS bool     // the name server is in resolv.conf of the namespace afterwards
+	// content is a script that says what is the same at home and away.
+	content string
+	more    bool // only where WGQ_PHYSICAL_ROUNDS is set: minutes each
+	fixed   bool // nobody renews a lease
 }
 
-const leased = `
-for i in $(seq 300); do ip -4 addr show dev eth0 2>/dev/null | grep -q 'inet 192.0.2.1[0-9][0-9]/' && ip route | grep -q ^default && break; sleep 0.1; done
-ip route | grep -q '^default via 192.0.2.1'`
+// functions are for the scripts of managers.
+const functions = `
+leased() { # LINK SUBNET
+	for i in $(seq 600); do
+		ip -4 addr show dev $1 2>/dev/null | grep -q "inet $2\.1[0-9][0-9]/" && ip route show default dev $1 | grep -q "via $2\.1" && return
+		sleep 0.1
+	done
+	echo "$1 has no lease"
+	false
+}
+access_point() {
+	modprobe mac80211_hwsim radios=2
+	udevadm settle
+	iw phy $(</sys/class/net/wlan1/phy80211/name) set netns name far
+	ip -n far addr add 198.51.100.1/24 dev wlan1
+	printf '%s\n' interface=wlan1 driver=nl80211 ssid=lab hw_mode=g channel=1 wpa=2 wpa_key_mgmt=WPA-PSK rsn_pairwise=CCMP wpa_passphrase=correct-horse >/run/hostapd.conf
+	ip netns exec far hostapd -B -P /run/hostapd.pid /run/hostapd.conf >/dev/null
+	bash -eu /run/serve wlan1 198.51.100
+}
+no_access_point() {
+	kill $(cat /run/hostapd.pid /run/far-wlan1.pid)
+	while pgrep -x hostapd; do sleep 0.1; done
+	rmmod mac80211_hwsim
+	rm -f /run/far-wlan1.l*
+}
+`
 
 var managers = []manager{
 	{
-		name: "static",
+		name:  "static",
+		links: []string{"eth0"},
 		start: `ip link set eth0 mtu 1400 up && ip addr add 192.0.2.2/24 dev eth0 && ip -6 addr add 2001:db8::2/64 dev eth0 nodad
 			ip route add default via 192.0.2.1 metric 7 && ip route add 198.51.100.0/24 via 192.0.2.1 table 77
 			ip rule add iif eth0 table 77 && ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent
 			sysctl -qw net.ipv4.conf.eth0.rp_filter=2; echo nameserver 192.0.2.1 >/etc/resolv.conf`,
 		end:   `ip rule del iif eth0 table 77; ip addr flush dev eth0; ip route flush table 77; ip neigh flush dev eth0 nud permanent; : >/etc/resolv.conf`,
-		inDNS: true,
+		fixed: true,
 	},
 	{
 		name:  "dhclient by hand",
-		start: `ip link set eth0 up && dhclient -4 -q -pf /run/dhclient.eth0.pid -lf /run/dhclient.eth0.leases eth0` + leased,
+		links: []string{"eth0"},
+		start: `ip link set eth0 up && dhclient -4 -q -pf /run/dhclient.eth0.pid -lf /run/dhclient.eth0.leases eth0; leased eth0 192.0.2`,
 		end:   `dhclient -4 -q -r -pf /run/dhclient.eth0.pid -lf /run/dhclient.eth0.leases eth0 || true; pkill dhclient || true; ip addr flush dev eth0`,
 		more:  true,
-		inDNS: true,
 	},
 	{
-		name: "dhcpcd by systemd",
-		start: `printf '[Service]\nType=forking\nExecStart=/usr/sbin/dhcpcd -4 -b -q %%I\nExecStop=/usr/sbin/dhcpcd -4 -x %%I\n' >/run/systemd/system/dhcpcd@.service
-			systemctl daemon-reload; systemctl start dhcpcd@eth0` + leased,
-		end:   `systemctl stop dhcpcd@eth0; rm /run/systemd/system/dhcpcd@.service; systemctl daemon-reload`,
+		name:  "dhcpcd",
+		links: []string{"eth0"},
+		start: `mkdir -p /etc/netns/physical; printf 'nameserver 192.0.2.1\n# of the user\n' >/etc/netns/physical/resolv.conf
+			systemctl start dhcpcd@eth0; leased eth0 192.0.2`,
+		end:   `systemctl stop dhcpcd@eth0; rm -r /etc/netns/physical`,
 		units: []string{"dhcpcd@eth0.service"},
-		inDNS: true,
 	},
 	{
-		name: "dhclient by ifupdown",
+		name:  "dhclient by ifupdown",
+		links: []string{"eth0"},
 		start: `printf 'allow-hotplug eth0\niface eth0 inet dhcp\n' >/etc/network/interfaces
-			systemctl start ifup@eth0` + leased,
-		end:   `systemctl stop ifup@eth0; : >/etc/network/interfaces`,
-		units: []string{"ifup@eth0.service"},
-		more:  true,
-		inDNS: true,
+			systemctl start ifup@eth0; leased eth0 192.0.2`,
+		end:     `systemctl stop ifup@eth0; : >/etc/network/interfaces`,
+		units:   []string{"ifup@eth0.service"},
+		content: "ifquery --state; pgrep -fa ^/sbin/dhclient | cut -d' ' -f2-",
 	},
 	{
-		name: "systemd-networkd",
-		start: `mkdir -p /run/systemd/network; printf '[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n' >/run/systemd/network/eth0.network
-			systemctl start systemd-networkd` + leased,
-		end:   `systemctl stop systemd-networkd.socket systemd-networkd; rm /run/systemd/network/eth0.network; ip addr flush dev eth0`,
-		units: []string{"systemd-networkd.service"},
-		more:  true,
-		inDNS: true,
+		name:  "dhcpcd and wpa_supplicant",
+		links: []string{"wlan0"},
+		start: `access_point
+			printf 'ctrl_interface=/run/wpa_supplicant\nnetwork={\n ssid="lab"\n psk="correct-horse"\n}\n' >/etc/wpa_supplicant/wpa_supplicant-wlan0.conf
+			systemctl start wpa_supplicant@wlan0 dhcpcd@wlan0; leased wlan0 198.51.100`,
+		end:     `systemctl stop dhcpcd@wlan0 wpa_supplicant@wlan0; rm /etc/wpa_supplicant/wpa_supplicant-wlan0.conf; no_access_point`,
+		units:   []string{"wpa_supplicant@wlan0.service", "dhcpcd@wlan0.service"},
+		content: `wpa_cli -i wlan0 status | grep -E '^(wpa_state|ssid|key_mgmt|pairwise_cipher|ip_address)='`,
+		more:    true,
 	},
 	{
-		name: "NetworkManager",
+		name:  "NetworkManager",
+		links: []string{"eth0", "wlan0"},
 		start: `printf '[main]\nplugins=keyfile\n[keyfile]\nunmanaged-devices=interface-name:server;interface-name:wg*\n' >/etc/NetworkManager/NetworkManager.conf
 			rm -f /usr/lib/udev/rules.d/85-nm-unmanaged.rules; udevadm control --reload; udevadm trigger -c change /sys/class/net/eth0; udevadm settle
+			access_point
 			systemctl start NetworkManager; nmcli device set eth0 managed yes
-			nmcli -t connection show eth0 >/dev/null 2>&1 || nmcli connection add con-name eth0 type ethernet ifname eth0 ipv6.method disabled >/dev/null
-			nmcli -w 20 connection up eth0 >/dev/null` + leased,
-		end:   `nmcli connection delete eth0; systemctl stop NetworkManager; ip addr flush dev eth0; : >/etc/resolv.conf`,
-		units: []string{"NetworkManager.service"},
-		more:  true,
-		inDNS: true,
+			nmcli connection add con-name wired type ethernet ifname eth0 ipv6.method disabled >/dev/null
+			nmcli connection add con-name air type wifi ifname wlan0 ssid lab wifi-sec.key-mgmt wpa-psk wifi-sec.psk correct-horse ipv6.method disabled >/dev/null
+			nmcli -w 30 connection up wired >/dev/null; nmcli -w 30 connection up air >/dev/null
+			leased eth0 192.0.2; leased wlan0 198.51.100`,
+		end: `nmcli connection delete wired; nmcli connection delete air; systemctl stop NetworkManager wpa_supplicant; ip addr flush dev eth0
+			no_access_point; : >/etc/resolv.conf`,
+		units:   []string{"NetworkManager.service", "wpa_supplicant.service"},
+		content: `nmcli -t -f DEVICE,STATE,CONNECTION device | grep -E '^(eth0|wlan0):' | sort; nmcli -t -f NAME,DEVICE,TYPE connection show --active | grep -v loopback | sort; nmcli -t -f STATE general`,
+		more:    true,
+	},
+	{
+		name:  "systemd-networkd",
+		links: []string{"eth0"},
+		start: `mkdir -p /run/systemd/network; printf '[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n' >/run/systemd/network/eth0.network
+			systemctl start systemd-networkd; leased eth0 192.0.2`,
+		end:   `systemctl stop systemd-networkd.socket systemd-networkd; rm /run/systemd/network/eth0.network; ip addr flush dev eth0`,
+		units: []string{"systemd-networkd.service"},
+		// networkctl would compare what it is told with the interfaces it sees
+		content: `link=$(busctl call org.freedesktop.network1 /org/freedesktop/network1 org.freedesktop.network1.Manager GetLinkByName s eth0 | cut -d'"' -f2)
+			busctl get-property org.freedesktop.network1 $link org.freedesktop.network1.Link OperationalState AddressState AdministrativeState`,
+		more: true,
 	},
 }
 
 // state is all of this machine that the tunnel may change, as text, without what a
 // lease counts down.
-func state(t *testing.T) string {
+func (m manager) state(t *testing.T) string {
 	t.Helper()
 	return ns.Run(t, "bash", "-ec", `
 		ip -o link | sed -E 's/^[0-9]+: //; s/ (qlen|group) [^ ]+//g' | sort
@@ -164,10 +234,22 @@ func state(t *testing.T) string {
 		ip -4 route show table all | sort; ip -6 route show table all | grep -vE 'fe80|ff00' | sort
 		ip neigh show nud permanent
 		nft list ruleset
-		sysctl -a -e -r '^net\.ipv4\.conf\.eth0\.' 2>/dev/null
-		ls -l --time-style=+ /run/netns /run/wg-quickns /etc/netns /run/systemd/system 2>&1 || true
+		grep -rs . /proc/sys/net/ipv[46]/conf/{eth,wlan}0 || true
+		iw dev | grep -E 'Interface|addr|type|ssid' || true
+		ls -l --time-style=+ /run/netns /run/wg-quickns /etc/netns /run/systemd/system /run/systemd/system.control 2>&1 || true
+		systemctl --failed --plain --no-legend
 		findmnt -rno TARGET | sort
-		grep -s . /etc/resolv.conf || true`)
+		grep -rs . /etc/resolv.conf /etc/netns || true`) + m.contents(t)
+}
+
+// contents is what the managers say of themselves.
+func (m manager) contents(t *testing.T) string {
+	t.Helper()
+	out := ns.Run(t, "bash", "-c", m.content)
+	if len(m.units) > 0 {
+		out += ns.Run(t, append([]string{"systemctl", "show", "-p", "Id,ActiveState,SubState"}, m.units...)...)
+	}
+	return out
 }
 
 func rounds(t *testing.T) int {
@@ -178,10 +260,10 @@ func rounds(t *testing.T) int {
 	return max(n, 1)
 }
 
-// cleartext is how many probes have come by eth0 since the last call.
-func cleartext(t *testing.T) int {
+// count is how many packets of a sort have come by the uplinks since the last call.
+func count(t *testing.T, counter string) int {
 	t.Helper()
-	out := ns.Run(t, "ip", "netns", "exec", "far", "nft", "reset", "counter", "inet", "seen", "clear")
+	out := ns.Run(t, "ip", "netns", "exec", "far", "nft", "reset", "counter", "inet", "seen", counter)
 	_, rest, _ := strings.Cut(out, "packets ")
 	n, err := strconv.Atoi(strings.Fields(rest)[0])
 	if err != nil {
@@ -190,14 +272,35 @@ func cleartext(t *testing.T) int {
 	return n
 }
 
+// renewals is how many leases the servers have given out or renewed so far, by the
+// interface that they are for.
+func renewals(t *testing.T, link string) int {
+	t.Helper()
+	at := strings.Replace(link, "wlan0", "wlan1", 1)
+	text, err := os.ReadFile("/run/far-" + at + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(text), "DHCPACK("+at+")")
+}
+
 // probe sends packets all the time to an address behind everything.
 func probe(t *testing.T) {
 	t.Helper()
-	c := exec.Command("bash", "-c", `while :; do echo x >/dev/udp/203.0.113.66/4242; sleep 0.02; done 2>/dev/null`)
-	if err := c.Start(); err != nil {
+	c, err := net.ListenUDP("udp4", nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		for {
+			_, err := c.WriteTo([]byte("x"), &net.UDPAddr{IP: net.IPv4(203, 0, 113, 66), Port: 4242})
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
 }
 
 func TestManagers(t *testing.T) {
@@ -206,67 +309,110 @@ func TestManagers(t *testing.T) {
 			continue
 		}
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
-			ns.Run(t, "bash", "-ec", m.start)
-			defer ns.Run(t, "bash", "-c", m.end)
+			t.Cleanup(func() { ns.Run(t, "bash", "-c", "wg-quickns down wg0 2>/dev/null;"+functions+m.end) })
+			ns.Run(t, "bash", "-ec", functions+m.start)
 			probe(t)
-			if !bed.Wait(5*time.Second, func() bool { return cleartext(t) > 0 }) {
+			if !bed.Wait(5*time.Second, func() bool { return count(t, "clear") > 0 }) {
 				t.Error("the control sees no probe")
 			}
-			for range rounds(t) {
+			for i := range rounds(t) {
 				m.round(t)
 				if t.Failed() {
-					return
+					t.Fatalf("in round %d", i+1)
 				}
 			}
 		})
 	}
 }
 
+// asked runs the program as a user does who may use sudo(8).
+func asked(argv ...string) ns.Result {
+	return ns.Try(exec.Command("runuser", append([]string{"-u", "somebody", "--", "wg-quickns"}, argv...)...))
+}
+
 // round is up, a look around, and down.
 func (m manager) round(t *testing.T) {
-	before := state(t)
+	before, content := m.state(t), m.contents(t)
 	begin := time.Now()
-	r := ns.Try(exec.Command("wg-quickns", "up", "wg0"))
+	r := asked("up", "wg0")
 	took := time.Since(begin)
 	if r.Code != 0 {
-		t.Fatalf("up: %v", r)
+		t.Fatalf("up: %v\n%s", r, ns.Run(t, "bash", "-c", "journalctl -b --no-pager | tail -n 60"))
 	}
 	answers := func() bool { return ns.Try(exec.Command("ping", "-nqc1", "-W1", "203.0.113.7")).Code == 0 }
 	if !bed.Wait(30*time.Second, answers) {
-		t.Errorf("no answer through the tunnel:\n%s%s", r.Stderr, ns.Run(t, "bash", "-c", "wg-quickns status; ip -n physical addr; ip -n physical route; cat /etc/netns/physical/resolv.conf"))
+		t.Errorf("no answer through the tunnel:\n%s%s", r.Stderr, ns.Run(t, "bash", "-c", "wg-quickns status; ip -n physical addr; ip -n physical route; cat /etc/netns/physical/resolv.conf; journalctl -b --no-pager | tail -n 60"))
 	}
-	t.Logf("up: %v, the first answer after %v", took.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
-	cleartext(t)
-	if out := ns.Run(t, "ip", "-br", "link"); strings.Contains(out, "eth0") || !strings.Contains(out, "wg0") {
-		t.Errorf("links of the machine:\n%s", out)
+	first := time.Since(begin)
+	count(t, "clear")
+	count(t, "other")
+	home, away := ns.Run(t, "ip", "-br", "link"), ns.Run(t, "ip", "-n", "physical", "-br", "link")
+	for _, link := range m.links {
+		if strings.Contains(home, link) || !strings.Contains(away, link) {
+			t.Errorf("%s has not moved:\n%s%s", link, home, away)
+		}
 	}
-	if out := ns.Run(t, "ip", "-n", "physical", "-br", "addr"); !strings.Contains(out, "eth0") || !strings.Contains(out, " 192.0.2.") || strings.Contains(out, "wg0") {
-		t.Errorf("the physical namespace:\n%s", out)
+	if !strings.Contains(home, "wg0") || strings.Contains(away, "wg0") {
+		t.Errorf("wg0 is not where it should be:\n%s%s", home, away)
 	}
-	if text, _ := os.ReadFile("/etc/netns/physical/resolv.conf"); m.inDNS && !strings.Contains(string(text), "nameserver 192.0.2.1\n") {
+	var text []byte
+	if !bed.Wait(5*time.Second, func() bool { // dhclient empties it before it writes
+		text, _ = os.ReadFile("/etc/netns/physical/resolv.conf")
+		return strings.Contains(string(text), "nameserver 192.0.2.1\n") || strings.Contains(string(text), "nameserver 198.51.100.1\n")
+	}) {
 		t.Errorf("resolv.conf of the namespace: %q", text)
 	}
+	if slices.Contains(m.links, "wlan0") {
+		if out := ns.Run(t, "ip", "netns", "exec", "far", "iw", "dev", "wlan1", "station", "dump"); !strings.Contains(out, "authorized:\tyes") {
+			t.Errorf("the access point's stations: %s", out)
+		}
+	}
 	m.active(t, "up")
+	now := ""
+	if !bed.Wait(20*time.Second, func() bool { now = m.contents(t); return now == content }) {
+		t.Errorf("the managers at home and away:\n%s", diff(content, now))
+	}
 	if r := ns.Try(exec.Command("wg-quickns", "status", "wg0")); r.Code != 0 {
 		t.Errorf("status: %v", r)
 	}
-	if m.name == "NetworkManager" {
-		if out := ns.Run(t, "nmcli", "-t", "-f", "DEVICE,STATE", "device"); !strings.Contains(out, "eth0:connected\n") {
-			t.Errorf("nmcli: %s", out)
+	acks := make(map[string]int)
+	for _, link := range m.links {
+		n := renewals(t, link)
+		if !m.fixed && !bed.Wait(30*time.Second, func() bool { return renewals(t, link) > n }) {
+			t.Errorf("the lease of %s is not renewed away from home", link)
 		}
+		acks[link] = renewals(t, link) - n
 	}
-	time.Sleep(300 * time.Millisecond)
-	if n := cleartext(t); n > 0 {
+	if !bed.Wait(5*time.Second, answers) {
+		t.Error("no answer through the tunnel after the lease was renewed")
+	}
+	if n := count(t, "clear"); n > 0 {
 		t.Errorf("%d probes have left in the clear", n)
 	}
-	if r := ns.Try(exec.Command("wg-quickns", "down", "wg0")); r.Code != 0 {
-		t.Fatalf("down: %v", r)
+	if n := count(t, "other"); n > 0 {
+		t.Errorf("%d other packets have left in the clear: %s", n, ns.Run(t, "ip", "netns", "exec", "far", "nft", "list", "set", "inet", "seen", "whose"))
 	}
+	end := time.Now()
+	if r := asked("down", "wg0"); r.Code != 0 {
+		t.Fatalf("down: %v\n%s", r, ns.Run(t, "bash", "-c", "journalctl -b --no-pager | tail -n 60"))
+	}
+	down := time.Since(end)
 	after := ""
-	if !bed.Wait(20*time.Second, func() bool { after = state(t); return after == before }) {
+	if !bed.Wait(20*time.Second, func() bool { after = m.state(t); return after == before }) {
 		t.Errorf("the state before and after:\n%s", diff(before, after))
 	}
 	m.active(t, "down")
+	for _, link := range m.links {
+		gateway := map[string]string{"eth0": "192.0.2.1", "wlan0": "198.51.100.1"}[link]
+		if !bed.Wait(5*time.Second, func() bool { return ns.Try(exec.Command("ping", "-nqc1", "-W1", "-I", link, gateway)).Code == 0 }) {
+			t.Errorf("no answer by %s at home", link)
+		}
+		if count(t, "other") == 0 {
+			t.Errorf("the control by %s is not seen", link)
+		}
+	}
+	t.Logf("up %.1f s, first answer after %.1f s, renewals away %v, down %.1f s, all as before after %.1f s",
+		took.Seconds(), first.Seconds(), acks, down.Seconds(), time.Since(end).Seconds())
 }
 
 func (m manager) active(t *testing.T, when string) {
