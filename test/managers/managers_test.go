@@ -58,18 +58,118 @@ systemctl start systemd-resolved
 mkdir -p /etc/netns /run/wg-quickns
 `
 
-// handover is a network manager's way into the namespace and back, of most only with
-// MANAGERS=all. prepare starts
-// it; inside, then, it has the interface there.
-func handover(t *testing.T, prepare, end string, want []string, inside func()) {
-	t.Helper()
-	handoverOf(t, "eth0", "ip link set eth0 down; ip link set eth0 netns physical", "ip -n physical link set eth0 down; ip -n physical link set eth0 netns 1", prepare, end, want, inside)
+// manager is a way in which an interface is configured.
+type manager struct {
+	name    string
+	link    string // "": eth0
+	prepare string // a script that starts it
+	end     string
+	want    []string // by whom it is configured
+	inside  func(t *testing.T)
+	more    bool // only with MANAGERS=all: most of a minute each where the kernel is emulated
 }
 
-func handoverOf(t *testing.T, link, leave, come, prepare, end string, want []string, inside func()) {
-	t.Helper()
-	if name := t.Name(); os.Getenv("MANAGERS") != "all" && name != "TestNetworkManager" {
-		return // each takes most of a minute where the kernel is emulated
+// accessPoint is one behind wlan0, with WPA2.
+const accessPoint = `
+modprobe mac80211_hwsim radios=2
+udevadm settle
+[ -e /sys/class/ieee80211/phy1 ] && iw phy phy1 set netns name far
+ip -n far addr replace 198.51.100.1/24 dev wlan1
+printf '%s\n' interface=wlan1 driver=nl80211 ssid=lab hw_mode=g channel=1 wpa=2 wpa_key_mgmt=WPA-PSK rsn_pairwise=CCMP wpa_passphrase=correct-horse >/run/hostapd.conf
+ip netns exec far hostapd -B -P /run/hostapd.pid /run/hostapd.conf
+ip netns exec far dnsmasq -C /dev/null -i wlan1 -z -p 0 --no-ping --dhcp-range=198.51.100.100,198.51.100.200,10m --dhcp-option=6,` + server + ` --dhcp-authoritative --pid-file=/run/far-wlan.pid --dhcp-leasefile=/run/far-wlan.leases
+`
+
+const closeDown = "; kill $(cat /run/hostapd.pid /run/far-wlan.pid)"
+
+var managers = []manager{
+	{
+		name:    "NetworkManager",
+		prepare: `systemctl start NetworkManager; nmcli -w 20 connection add type ethernet ifname eth0 con-name wired autoconnect yes`,
+		end:     "nmcli connection delete wired; systemctl stop NetworkManager",
+		want:    []string{"NetworkManager.service"},
+		inside:  connected("eth0:connected:wired"),
+	},
+	{
+		name: "dhcpcd", more: true,
+		prepare: "systemctl start dhcpcd@eth0",
+		end:     "systemctl stop dhcpcd@eth0",
+		want:    []string{"dhcpcd@eth0.service"},
+	},
+	{
+		name: "dhcpcd of all", more: true, // it shuts itself in
+		prepare: "systemctl start dhcpcd",
+		end:     "systemctl stop dhcpcd",
+		want:    []string{"dhcpcd.service"},
+	},
+	{
+		// what somebody started in a shell is in a scope of its own then, and so lives
+		// longer than the service that moved it
+		name: "by hand", more: true,
+		prepare: "dhclient -4 eth0",
+		end:     "dhclient -4 -x eth0",
+		want:    []string{"dhclient -4 eth0"},
+		inside: func(t *testing.T) {
+			if got := ns.Run(t, "bash", "-c", "cat /proc/$(pgrep -x dhclient)/cgroup"); !strings.Contains(got, "/wg-quickns-dhclient-") {
+				t.Errorf("it is in %s", got)
+			}
+		},
+	},
+	{
+		name: "ifupdown", more: true,
+		prepare: `printf 'allow-hotplug eth0\niface eth0 inet dhcp\n' >/etc/network/interfaces.d/eth0; systemctl start ifup@eth0`,
+		end:     "systemctl stop ifup@eth0; rm /etc/network/interfaces.d/eth0",
+		want:    []string{"ifup@eth0.service"},
+	},
+	{
+		name: "systemd-networkd", more: true,
+		prepare: `printf '[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n' >/etc/systemd/network/eth0.network; systemctl start systemd-networkd`,
+		end:     "rm /etc/systemd/network/eth0.network; systemctl stop systemd-networkd.socket systemd-networkd; ip addr flush dev eth0",
+		want:    []string{"systemd-networkd.service"},
+	},
+	{
+		name: "wpa_supplicant and dhcpcd", more: true, link: "wlan0",
+		prepare: accessPoint + `
+printf 'network={\n ssid="lab"\n psk="correct-horse"\n}\n' >/etc/wpa_supplicant/wpa_supplicant-wlan0.conf
+systemctl start wpa_supplicant@wlan0 dhcpcd@wlan0`,
+		end:  "systemctl stop dhcpcd@wlan0 wpa_supplicant@wlan0; rm /etc/wpa_supplicant/wpa_supplicant-wlan0.conf" + closeDown,
+		want: []string{"wpa_supplicant@wlan0.service", "dhcpcd@wlan0.service"},
+	},
+	{
+		name: "NetworkManager, Wi-Fi", more: true, link: "wlan0", // with the supplicant that it talks to on D-Bus
+		prepare: accessPoint + `
+printf '[keyfile]\nunmanaged-devices=interface-name:eth0\n' >/etc/NetworkManager/conf.d/lab.conf
+systemctl start NetworkManager
+nmcli -w 20 connection add type wifi ifname wlan0 con-name air ssid lab wifi-sec.key-mgmt wpa-psk wifi-sec.psk correct-horse`,
+		end:    "nmcli connection delete air; systemctl stop NetworkManager wpa_supplicant; rm /etc/NetworkManager/conf.d/lab.conf" + closeDown,
+		want:   []string{"wpa_supplicant.service", "NetworkManager.service"},
+		inside: connected("wlan0:connected:air"),
+	},
+}
+
+// connected asks nmcli(1).
+func connected(want string) func(t *testing.T) {
+	return func(t *testing.T) {
+		if got := ns.Run(t, "nmcli", "-t", "-f", "DEVICE,STATE,CONNECTION", "device"); !strings.Contains(got, want) {
+			t.Errorf("nmcli: %s", got)
+		}
+	}
+}
+
+func TestManagers(t *testing.T) {
+	for _, m := range managers {
+		if m.more && os.Getenv("MANAGERS") != "all" {
+			continue
+		}
+		t.Run(m.name, m.handOver)
+	}
+}
+
+// handOver is its way into the namespace and back.
+func (m manager) handOver(t *testing.T) {
+	link, leave, come := m.link, "iw phy phy0 set netns name physical", "ip netns exec physical iw phy phy0 set netns 1"
+	if link == "" {
+		link, leave, come = "eth0", "ip link set eth0 down; ip link set eth0 netns physical", "ip -n physical link set eth0 down; ip -n physical link set eth0 netns 1"
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -83,8 +183,8 @@ func handoverOf(t *testing.T, link, leave, come, prepare, end string, want []str
 		}
 		lap(strings.Join(s.Commands(), "; "))
 	}
-	ns.Run(t, "bash", "-euc", prepare)
-	t.Cleanup(func() { ns.Run(t, "bash", "-euc", end) })
+	ns.Run(t, "bash", "-euc", m.prepare)
+	t.Cleanup(func() { ns.Run(t, "bash", "-euc", m.end) })
 	leased(t, "", link)
 	lap("a lease at home")
 	before := state(t)
@@ -104,7 +204,7 @@ func handoverOf(t *testing.T, link, leave, come, prepare, end string, want []str
 			t.Errorf("%+v", o)
 		}
 	}
-	if !slices.Equal(got, want) {
+	if !slices.Equal(got, m.want) {
 		t.Fatalf("it is configured by %q", got)
 	}
 	lap("found")
@@ -147,8 +247,8 @@ func handoverOf(t *testing.T, link, leave, come, prepare, end string, want []str
 	if got := ns.Run(t, "bash", "-c", "cat /etc/resolv.conf /run/systemd/resolve/resolv.conf; resolvectl dns; grep -r . /run/systemd/netif/links /run/NetworkManager/resolv.conf 2>/dev/null; true"); strings.Contains(got, server) {
 		t.Errorf("outside is known: %s", got)
 	}
-	if inside != nil {
-		inside()
+	if m.inside != nil {
+		m.inside(t)
 	}
 
 	for _, o := range slices.Backward(owners) {
@@ -209,82 +309,4 @@ func state(t *testing.T) string {
 		systemctl is-active NetworkManager systemd-networkd dhcpcd@eth0 ifup@eth0 dhcpcd@wlan0 wpa_supplicant@wlan0
 		find /run/systemd/system /run/systemd/system.control /run/wg-quickns /etc/netns /run/NetworkManager/conf.d -xdev 2>/dev/null
 		grep -E "views|netns" /proc/mounts; true`)
-}
-
-func TestDhcpcd(t *testing.T) {
-	handover(t, "systemctl start dhcpcd@eth0", "systemctl stop dhcpcd@eth0", []string{"dhcpcd@eth0.service"}, nil)
-}
-
-// TestDhcpcdOfAll: the unit for all interfaces, which shuts itself in.
-func TestDhcpcdOfAll(t *testing.T) {
-	handover(t, "systemctl start dhcpcd", "systemctl stop dhcpcd", []string{"dhcpcd.service"}, nil)
-}
-
-// TestByHand: a client that somebody started in a shell is in a scope of its own then,
-// and so lives longer than the service that moved it.
-func TestByHand(t *testing.T) {
-	handover(t, "dhclient -4 eth0", "dhclient -4 -x eth0", []string{"dhclient -4 eth0"}, func() {
-		if got := ns.Run(t, "bash", "-c", "cat /proc/$(pgrep -x dhclient)/cgroup"); !strings.Contains(got, "/wg-quickns-dhclient-") {
-			t.Errorf("it is in %s", got)
-		}
-	})
-}
-
-func TestIfup(t *testing.T) {
-	handover(t, `printf 'allow-hotplug eth0\niface eth0 inet dhcp\n' >/etc/network/interfaces.d/eth0; systemctl start ifup@eth0`,
-		"systemctl stop ifup@eth0; rm /etc/network/interfaces.d/eth0", []string{"ifup@eth0.service"}, nil)
-}
-
-func TestNetworkManager(t *testing.T) {
-	handover(t, `systemctl start NetworkManager; nmcli -w 20 connection add type ethernet ifname eth0 con-name wired autoconnect yes`,
-		"nmcli connection delete wired; systemctl stop NetworkManager", []string{"NetworkManager.service"}, func() {
-			if got := ns.Run(t, "nmcli", "-t", "-f", "DEVICE,STATE,CONNECTION", "device"); !strings.Contains(got, "eth0:connected:wired") {
-				t.Errorf("nmcli: %s", got)
-			}
-		})
-}
-
-func TestNetworkd(t *testing.T) {
-	handover(t, `printf '[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n' >/etc/systemd/network/eth0.network; systemctl start systemd-networkd`,
-		"rm /etc/systemd/network/eth0.network; systemctl stop systemd-networkd.socket systemd-networkd; ip addr flush dev eth0", []string{"systemd-networkd.service"}, nil)
-}
-
-// accessPoint is one behind wlan0, with WPA2.
-const accessPoint = `
-modprobe mac80211_hwsim radios=2
-udevadm settle
-[ -e /sys/class/ieee80211/phy1 ] && iw phy phy1 set netns name far
-ip -n far addr replace 198.51.100.1/24 dev wlan1
-printf '%s\n' interface=wlan1 driver=nl80211 ssid=lab hw_mode=g channel=1 wpa=2 wpa_key_mgmt=WPA-PSK rsn_pairwise=CCMP wpa_passphrase=correct-horse >/run/hostapd.conf
-ip netns exec far hostapd -B -P /run/hostapd.pid /run/hostapd.conf
-ip netns exec far dnsmasq -C /dev/null -i wlan1 -z -p 0 --no-ping --dhcp-range=198.51.100.100,198.51.100.200,10m --dhcp-option=6,` + server + ` --dhcp-authoritative --pid-file=/run/far-wlan.pid --dhcp-leasefile=/run/far-wlan.leases
-`
-
-const (
-	leaveByPhy = "iw phy phy0 set netns name physical"
-	comeByPhy  = "ip netns exec physical iw phy phy0 set netns 1"
-	closeDown  = "; kill $(cat /run/hostapd.pid /run/far-wlan.pid)"
-)
-
-// TestWiFi: a supplicant and a DHCP client by units, with a real association.
-func TestWiFi(t *testing.T) {
-	handoverOf(t, "wlan0", leaveByPhy, comeByPhy, accessPoint+`
-printf 'network={\n ssid="lab"\n psk="correct-horse"\n}\n' >/etc/wpa_supplicant/wpa_supplicant-wlan0.conf
-systemctl start wpa_supplicant@wlan0 dhcpcd@wlan0`,
-		"systemctl stop dhcpcd@wlan0 wpa_supplicant@wlan0; rm /etc/wpa_supplicant/wpa_supplicant-wlan0.conf"+closeDown,
-		[]string{"wpa_supplicant@wlan0.service", "dhcpcd@wlan0.service"}, nil)
-}
-
-// TestNetworkManagerWiFi: with the supplicant that it talks to on D-Bus.
-func TestNetworkManagerWiFi(t *testing.T) {
-	handoverOf(t, "wlan0", leaveByPhy, comeByPhy, accessPoint+`
-printf '[keyfile]\nunmanaged-devices=interface-name:eth0\n' >/etc/NetworkManager/conf.d/lab.conf
-systemctl start NetworkManager
-nmcli -w 20 connection add type wifi ifname wlan0 con-name air ssid lab wifi-sec.key-mgmt wpa-psk wifi-sec.psk correct-horse`,
-		"nmcli connection delete air; systemctl stop NetworkManager wpa_supplicant; rm /etc/NetworkManager/conf.d/lab.conf"+closeDown,
-		[]string{"wpa_supplicant.service", "NetworkManager.service"}, func() {
-			if got := ns.Run(t, "nmcli", "-t", "-f", "DEVICE,STATE,CONNECTION", "device"); !strings.Contains(got, "wlan0:connected:air") {
-				t.Errorf("nmcli: %s", got)
-			}
-		})
 }
