@@ -212,12 +212,21 @@ func doClient(ctx context.Context, ns plan.NS, s plan.Client) error {
 	return nil
 }
 
-// stopClient ends a client, and then what it had started of itself.
+// stopClient ends a client, and then what it had started of itself: one that was started
+// just before may still be about to become a daemon.
 func stopClient(ctx context.Context, ns plan.NS, c facts.Client) error {
-	list, err := instances(ns, c)
-	if err != nil {
-		return err
+	for {
+		list, err := instances(ns, c)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		if err := stopAll(ctx, ns, c, list); err != nil {
+			return err
+		}
 	}
+}
+
+func stopAll(ctx context.Context, ns plan.NS, c facts.Client, list []process) error {
 	for _, p := range list {
 		session, err := unix.Getsid(p.PID)
 		if err != nil { // it ended

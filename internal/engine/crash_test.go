@@ -12,7 +12,7 @@ import (
 )
 
 // calls counts a command's calls of the Doer, when nothing goes wrong.
-func calls(t testing.TB) (up, down int) {
+func calls(t testing.TB, newLab func(testing.TB) *lab) (up, down int) {
 	l := newLab(t)
 	l.mustUp()
 	up = l.doer.n
@@ -21,12 +21,14 @@ func calls(t testing.TB) (up, down int) {
 }
 
 func TestUpAndDown(t *testing.T) {
-	l := newLab(t)
-	l.mustUp()
-	l.isUp("after up")
-	l.mustDown()
-	l.isBefore("after down")
-	l.mustDown() // once more is fine
+	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
+		l := newLab(t)
+		l.mustUp()
+		l.isUp("after up")
+		l.mustDown()
+		l.isBefore("after down")
+		l.mustDown() // once more is fine
+	})
 }
 
 // The process may be killed before and after every call of the Doer, that is,
@@ -34,78 +36,86 @@ func TestUpAndDown(t *testing.T) {
 // does a new up without a down.
 func TestKilledUp(t *testing.T) {
 	t.Parallel()
-	n, _ := calls(t)
-	if n < 25 {
-		t.Fatalf("up is %d calls only", n)
-	}
-	for i := range n {
-		for _, kill := range []fault{killBefore, killAfter} {
-			die := func() *lab {
-				l := newLab(t)
-				if err, dead := l.with(map[int]fault{i: kill}).up(t.Context()); !dead {
-					t.Fatalf("up was not killed at %d: %v", i, err)
-				}
-				return l
-			}
-			l := die()
-			l.mustDown()
-			l.isBefore("down after up killed at %d/%d", i, kill)
-			l = die()
-			l.mustUp()
-			l.isUp("up after up killed at %d/%d", i, kill)
-			l.mustDown()
-			l.isBefore("up, down after up killed at %d/%d", i, kill)
+	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
+		n, _ := calls(t, newLab)
+		if n < 25 {
+			t.Fatalf("up is %d calls only", n)
 		}
-	}
+		t.Logf("killed at %d calls of up, before and after", n)
+		for i := range n {
+			for _, kill := range []fault{killBefore, killAfter} {
+				die := func() *lab {
+					l := newLab(t)
+					if err, dead := l.with(map[int]fault{i: kill}).up(t.Context()); !dead {
+						t.Fatalf("up was not killed at %d: %v", i, err)
+					}
+					return l
+				}
+				l := die()
+				l.mustDown()
+				l.isBefore("down after up killed at %d/%d", i, kill)
+				l = die()
+				l.mustUp()
+				l.isUp("up after up killed at %d/%d", i, kill)
+				l.mustDown()
+				l.isBefore("up, down after up killed at %d/%d", i, kill)
+			}
+		}
+	})
 }
 
 func TestKilledDown(t *testing.T) {
 	t.Parallel()
-	_, n := calls(t)
-	if n < 15 {
-		t.Fatalf("down is %d calls only", n)
-	}
-	for i := range n {
-		for _, kill := range []fault{killBefore, killAfter} {
-			die := func() *lab {
-				l := newLab(t)
-				l.mustUp()
-				if err, dead := l.with(map[int]fault{i: kill}).down(t.Context()); !dead {
-					t.Fatalf("down was not killed at %d: %v", i, err)
-				}
-				return l
-			}
-			l := die()
-			l.mustDown()
-			l.isBefore("down after down killed at %d/%d", i, kill)
-			l = die()
-			l.mustUp()
-			l.isUp("up after down killed at %d/%d", i, kill)
-			l.mustDown()
-			l.isBefore("up, down after down killed at %d/%d", i, kill)
+	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
+		_, n := calls(t, newLab)
+		if n < 15 {
+			t.Fatalf("down is %d calls only", n)
 		}
-	}
+		t.Logf("killed at %d calls of down, before and after", n)
+		for i := range n {
+			for _, kill := range []fault{killBefore, killAfter} {
+				die := func() *lab {
+					l := newLab(t)
+					l.mustUp()
+					if err, dead := l.with(map[int]fault{i: kill}).down(t.Context()); !dead {
+						t.Fatalf("down was not killed at %d: %v", i, err)
+					}
+					return l
+				}
+				l := die()
+				l.mustDown()
+				l.isBefore("down after down killed at %d/%d", i, kill)
+				l = die()
+				l.mustUp()
+				l.isUp("up after down killed at %d/%d", i, kill)
+				l.mustDown()
+				l.isBefore("up, down after down killed at %d/%d", i, kill)
+			}
+		}
+	})
 }
 
 // All is undone and recorded, but the journal is still there.
 func TestKilledBeforeTheJournalGoes(t *testing.T) {
-	die := func() *lab {
-		l := newLab(t)
-		l.mustUp()
-		l.after = func(context.Context) error { panic(killed{}) }
-		if err, dead := l.with(nil).down(t.Context()); !dead {
-			t.Fatal(err)
+	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
+		die := func() *lab {
+			l := newLab(t)
+			l.mustUp()
+			l.after = func(context.Context) error { panic(killed{}) }
+			if err, dead := l.with(nil).down(t.Context()); !dead {
+				t.Fatal(err)
+			}
+			l.same(newWorld(), "killed at the end of down")
+			l.after = nil
+			return l
 		}
-		l.same(newWorld(), "killed at the end of down")
-		l.after = nil
-		return l
-	}
-	l := die()
-	l.mustDown()
-	l.isBefore("down again")
-	l = die()
-	l.mustUp()
-	l.isUp("up")
+		l := die()
+		l.mustDown()
+		l.isBefore("down again")
+		l = die()
+		l.mustUp()
+		l.isUp("up")
+	})
 }
 
 // What is recorded as undone is not undone once more: it may be somebody else's by then.
@@ -137,18 +147,20 @@ func TestUndoneOnce(t *testing.T) {
 // Killed, and killed again while it is put right.
 func TestKilledTwice(t *testing.T) {
 	t.Parallel()
-	n, _ := calls(t)
-	for i := range n {
-		for k := 0; ; k++ {
-			l := newLab(t)
-			l.with(map[int]fault{i: killAfter}).up(t.Context())
-			if _, dead := l.with(map[int]fault{k: killAfter}).down(t.Context()); !dead {
-				break
+	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
+		n, _ := calls(t, newLab)
+		for i := range n {
+			for k := 0; ; k++ {
+				l := newLab(t)
+				l.with(map[int]fault{i: killAfter}).up(t.Context())
+				if _, dead := l.with(map[int]fault{k: killAfter}).down(t.Context()); !dead {
+					break
+				}
+				l.mustDown()
+				l.isBefore("up killed at %d, down at %d", i, k)
 			}
-			l.mustDown()
-			l.isBefore("up killed at %d, down at %d", i, k)
 		}
-	}
+	})
 }
 
 // The journal may end at any byte, in the middle of the record that was being

@@ -304,8 +304,8 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 	var errs []error
 	var left []string
 	keep := false
-	inside := false // something is left that may be in a namespace: it stays for that, and for After
-	away := false   // an interface did not come home: who configures it must not take another for it
+	inside := false         // something is left that may be in a namespace: it stays for that, and for After
+	var pending []plan.Step // which waits asks for
 	for _, next := range plan.UndoOrder(actions, rollback) {
 		entry := entries[next.Action]
 		u := undoing{entry, entry.N[next.Undo], next.Step}
@@ -317,7 +317,7 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 		if made && !inside {
 			errs = append(errs, e.after(ctx)) // while there is a namespace to run it in
 		}
-		if ctx.Err() == nil && !(made && inside) && !(away && startsClient(u.step)) {
+		if ctx.Err() == nil && !(made && inside) && !waits(u.step, pending) {
 			carried, err := e.undoStep(ctx, lock, u)
 			if err != nil {
 				errs = append(errs, err)
@@ -328,7 +328,7 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 		}
 		left = append(left, first(u.NS, u.step))
 		inside = inside || !made
-		away = away || u.step.Kind() == plan.KindMove
+		pending = append(pending, u.step)
 	}
 	if len(left) == 0 && keep {
 		return errors.Join(append(errs, e.after(ctx))...)
@@ -342,9 +342,24 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 	return errors.Join(append(errs, fmt.Errorf("%w: %s", ErrLeft, strings.Join(left, "; ")))...)
 }
 
-func startsClient(s plan.Step) bool {
-	c, ok := s.(plan.Client)
-	return ok && c.Start
+// waits says whether a step starts what must not run before others are done: what still
+// runs away from home or would do so, and a client while an interface is not home, which
+// would take another for it.
+func waits(s plan.Step, pending []plan.Step) bool {
+	switch s := s.(type) {
+	case plan.Client:
+		return s.Start && slices.ContainsFunc(pending, func(p plan.Step) bool {
+			c, ok := p.(plan.Client)
+			return p.Kind() == plan.KindMove || ok && !c.Start && slices.Equal(c.Args, s.Args)
+		})
+	case plan.Service:
+		return s.Start && slices.ContainsFunc(pending, func(p plan.Step) bool {
+			u, ok := p.(plan.Service)
+			c, confined := p.(plan.Confine)
+			return ok && !u.Start && u.Unit == s.Unit || confined && c.Unit == s.Unit
+		})
+	}
+	return false
 }
 
 // after runs After once in a begun `down`.

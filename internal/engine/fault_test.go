@@ -26,80 +26,90 @@ import (
 var failures = []fault{fails, late}
 
 func TestOneFailureInUp(t *testing.T) {
-	n, _ := calls(t)
-	for i := range n {
-		for _, f := range failures {
-			l := newLab(t)
-			err, _ := l.with(map[int]fault{i: f}).up(t.Context())
-			var step *plan.StepError
-			if !errors.Is(err, errInjected) || !errors.As(err, &step) || errors.Is(err, engine.ErrLeft) {
-				t.Fatalf("failure %d/%d: error %v", i, f, err)
+	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
+		n, _ := calls(t, newLab)
+		for i := range n {
+			for _, f := range failures {
+				l := newLab(t)
+				err, _ := l.with(map[int]fault{i: f}).up(t.Context())
+				var step *plan.StepError
+				if !errors.Is(err, errInjected) || !errors.As(err, &step) || errors.Is(err, engine.ErrLeft) {
+					t.Fatalf("failure %d/%d: error %v", i, f, err)
+				}
+				l.isBefore("failure %d/%d", i, f)
+				l.mustUp()
 			}
-			l.isBefore("failure %d/%d", i, f)
-			l.mustUp()
 		}
-	}
+	})
 }
 
 func TestOneFailureInDown(t *testing.T) {
-	_, n := calls(t)
-	for i := range n {
-		for _, f := range failures {
-			l := newLab(t)
-			l.mustUp()
-			err, _ := l.with(map[int]fault{i: f}).down(t.Context())
-			if !errors.Is(err, errInjected) {
-				t.Fatalf("failure %d/%d: error %v", i, f, err)
+	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
+		_, n := calls(t, newLab)
+		for i := range n {
+			for _, f := range failures {
+				l := newLab(t)
+				l.mustUp()
+				err, _ := l.with(map[int]fault{i: f}).down(t.Context())
+				if !errors.Is(err, errInjected) {
+					t.Fatalf("failure %d/%d: error %v", i, f, err)
+				}
+				if !errors.Is(err, engine.ErrLeft) { // what was asked only need not be answered
+					l.isBefore("failure %d/%d", i, f)
+				}
+				l.mustDown()
+				l.isBefore("failure %d/%d, then down", i, f)
 			}
-			if !errors.Is(err, engine.ErrLeft) { // what was asked only need not be answered
-				l.isBefore("failure %d/%d", i, f)
-			}
-			l.mustDown()
-			l.isBefore("failure %d/%d, then down", i, f)
 		}
-	}
+	})
 }
 
 // A second failure may hit the rollback: what remains is in the journal then,
 // and a later down or up finishes.
 func TestTwoFailures(t *testing.T) {
 	t.Parallel()
-	n, _ := calls(t)
-	left := 0
-	for i := range n {
-		for _, f := range failures {
-			for _, f2 := range []fault{fails, late, killBefore, killAfter} {
-				for k := i + 1; ; k++ {
-					l := newLab(t)
-					err, dead := l.with(map[int]fault{i: f, k: f2}).up(t.Context())
-					if l.doer.n <= k {
-						break
+	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
+		n, _ := calls(t, newLab)
+		left := 0
+		for i := range n {
+			for _, f := range failures {
+				for _, f2 := range []fault{fails, late, killBefore, killAfter} {
+					every := 1
+					if newLab(t).stage != nil && os.Getenv("CRASH") != "all" { // it has many more calls
+						every = 5
 					}
-					if !dead && !errors.Is(err, errInjected) {
-						t.Fatalf("failures %d/%d, %d/%d: error %v", i, f, k, f2, err)
-					}
-					if !dead && !errors.Is(err, engine.ErrLeft) {
-						l.isBefore("failures %d/%d, %d/%d", i, f, k, f2)
-					}
-					if errors.Is(err, engine.ErrLeft) {
-						left++
-						if names, _ := l.root.Names(); len(names) != 1 {
-							t.Fatalf("failures %d/%d, %d/%d: no journal of what is left", i, f, k, f2)
+					for k := i + 1; ; k += every {
+						l := newLab(t)
+						err, dead := l.with(map[int]fault{i: f, k: f2}).up(t.Context())
+						if l.doer.n <= k {
+							break
 						}
+						if !dead && !errors.Is(err, errInjected) {
+							t.Fatalf("failures %d/%d, %d/%d: error %v", i, f, k, f2, err)
+						}
+						if !dead && !errors.Is(err, engine.ErrLeft) {
+							l.isBefore("failures %d/%d, %d/%d", i, f, k, f2)
+						}
+						if errors.Is(err, engine.ErrLeft) {
+							left++
+							if names, _ := l.root.Names(); len(names) != 1 {
+								t.Fatalf("failures %d/%d, %d/%d: no journal of what is left", i, f, k, f2)
+							}
+						}
+						if k%4 == 0 {
+							l.mustUp()
+							l.isUp("failures %d/%d, %d/%d, then up", i, f, k, f2)
+						}
+						l.mustDown()
+						l.isBefore("failures %d/%d, %d/%d, then down", i, f, k, f2)
 					}
-					if k%4 == 0 {
-						l.mustUp()
-						l.isUp("failures %d/%d, %d/%d, then up", i, f, k, f2)
-					}
-					l.mustDown()
-					l.isBefore("failures %d/%d, %d/%d, then down", i, f, k, f2)
 				}
 			}
 		}
-	}
-	if left == 0 {
-		t.Error("no case left anything: the test tests nothing")
-	}
+		if left == 0 {
+			t.Error("no case left anything: the test tests nothing")
+		}
+	})
 }
 
 // alone runs the test in a process of its own, as go test's process has files to
@@ -144,7 +154,7 @@ func TestNoRoomForTheJournal(t *testing.T) {
 	if !alone(t) {
 		return
 	}
-	up, down := calls(t)
+	up, down := calls(t, newLab)
 	for _, dir := range []string{"up", "down"} {
 		n := up
 		if dir == "down" {
@@ -193,7 +203,7 @@ func TestNoRoomForTheJournal(t *testing.T) {
 
 // A journal that cannot be removed is an error, and harmless.
 func TestJournalCannotBeRemoved(t *testing.T) {
-	_, n := calls(t)
+	_, n := calls(t, newLab)
 	l := newLab(t)
 	l.mustUp()
 	file := filepath.Join(string(l.root), "wg0", "journal")
@@ -244,7 +254,7 @@ var errSignal = errors.New("terminated")
 
 // ctx may end before and after each call, with calls that notice and calls that do not.
 func TestCancelledUp(t *testing.T) {
-	n, _ := calls(t)
+	n, _ := calls(t, newLab)
 	for i := range n {
 		for _, when := range []string{"before", "after", "unnoticed"} {
 			l := newLab(t)
@@ -304,7 +314,7 @@ func (d deaf) Do(_ context.Context, ns plan.NS, s plan.Step) (plan.Outcome, erro
 
 // A signal does not leave half a tunnel: down finishes, and says that it was told to end.
 func TestCancelledDown(t *testing.T) {
-	_, n := calls(t)
+	_, n := calls(t, newLab)
 	for i := range n {
 		l := newLab(t)
 		l.mustUp()
@@ -471,7 +481,7 @@ func TestSharedSysctl(t *testing.T) {
 
 // Two tunnels, one of them killed anywhere: the other keeps the sysctl until its end.
 func TestSharedSysctlAndKill(t *testing.T) {
-	n, _ := calls(t)
+	n, _ := calls(t, newLab)
 	for i := range n {
 		for _, kill := range []fault{killBefore, killAfter} {
 			l := newLab(t)
@@ -679,7 +689,7 @@ func TestTrace(t *testing.T) {
 	equal(t, "down", l.trace, down)
 
 	// A rollback takes off DNS and firewall first.
-	n, _ := calls(t)
+	n, _ := calls(t, newLab)
 	l.with(map[int]fault{n - 1: fails}).up(t.Context())
 	equal(t, "rollback", l.trace, append(slices.Clone(up),
 		"resolvconf -d wg0 -f",
@@ -824,7 +834,7 @@ func TestAfter(t *testing.T) {
 		}
 		return nil
 	}
-	n, m := calls(t)
+	n, m := calls(t, newLab)
 	l.with(map[int]fault{n - 1: fails}).up(t.Context())
 	if ran != 0 {
 		t.Error("it ran after a failed up")

@@ -28,6 +28,7 @@ type world struct {
 	things map[string]string // what there is, to the link it dies with ("": none)
 	nft    map[string]uint64 // tables, to their handles
 	sysctl map[string]string
+	*hardware
 }
 
 func newWorld() *world {
@@ -46,6 +47,8 @@ func newWorld() *world {
 		},
 		nft:    map[string]uint64{"ip wg-quick-other": 3},
 		sysctl: map[string]string{mark: "0"},
+
+		hardware: newHardware(),
 	}
 }
 
@@ -53,14 +56,14 @@ const mark = "net.ipv4.conf.all.src_valid_mark"
 
 func (w *world) clone() *world {
 	return &world{next: w.next, links: maps.Clone(w.links), things: maps.Clone(w.things),
-		nft: maps.Clone(w.nft), sysctl: maps.Clone(w.sysctl)}
+		nft: maps.Clone(w.nft), sysctl: maps.Clone(w.sysctl), hardware: w.hardware.clone()}
 }
 
 // String is all that there is, but for the numbers the kernel gives.
 func (w *world) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	lines := slices.Collect(maps.Keys(w.things))
+	lines := append(slices.Collect(maps.Keys(w.things)), w.lines()...)
 	for l := range w.links {
 		lines = append(lines, "link "+l)
 	}
@@ -112,7 +115,7 @@ func table(s plan.Nft) string {
 	return "ip " + s.TableName()
 }
 
-func (w *world) Exists(ctx context.Context, _ plan.NS, s plan.Step) (bool, error) {
+func (w *world) Exists(ctx context.Context, ns plan.NS, s plan.Step) (bool, error) {
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
@@ -128,11 +131,14 @@ func (w *world) Exists(ctx context.Context, _ plan.NS, s plan.Step) (bool, error
 	case plan.Sysctl:
 		return w.sysctl[s.Name] == s.Value, nil
 	}
+	if plan.Physical(s) || s.Kind() == plan.KindResolv {
+		return w.exists(ns, s), nil
+	}
 	list, _ := keys(s)
 	return slices.ContainsFunc(list, func(k string) bool { _, ok := w.things[k]; return ok }), nil
 }
 
-func (w *world) Do(ctx context.Context, _ plan.NS, s plan.Step) (out plan.Outcome, err error) {
+func (w *world) Do(ctx context.Context, ns plan.NS, s plan.Step) (out plan.Outcome, err error) {
 	if ctx.Err() != nil {
 		return out, ctx.Err()
 	}
@@ -140,6 +146,12 @@ func (w *world) Do(ctx context.Context, _ plan.NS, s plan.Step) (out plan.Outcom
 	defer w.mu.Unlock()
 	fail := func(i int, err error) (plan.Outcome, error) { return out, &plan.StepError{Step: s, Index: i, Err: err} }
 	deleting := false
+	if plan.Physical(s) || s.Kind() == plan.KindResolv {
+		if err := w.do(ns, s); err != nil {
+			return fail(0, err)
+		}
+		return out, nil
+	}
 	switch s := s.(type) {
 	case plan.Hook:
 		return out, nil
@@ -456,7 +468,7 @@ func (l *lab) same(want *world, format string, args ...any) {
 func (l *lab) isUp(format string, args ...any) {
 	l.t.Helper()
 	w := newLab(l.t)
-	w.name = l.name
+	w.name, w.stage = l.name, l.stage
 	if err, _ := w.up(context.Background()); err != nil {
 		l.t.Fatal(err)
 	}

@@ -190,8 +190,15 @@ func (s Via) Commands() []string {
 // Takes says that doing a step takes something away, so that it is done when that
 // is not there.
 func Takes(s Step) bool {
-	v, ok := s.(Via)
-	return ok && v.Delete
+	switch s := s.(type) {
+	case Via:
+		return s.Delete
+	case Service:
+		return !s.Start
+	case Client:
+		return !s.Start
+	}
+	return false
 }
 
 // Rule adds one routing rule, or deletes it. Priority is always given: the plan
