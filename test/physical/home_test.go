@@ -52,7 +52,7 @@ func (w *world) wants(code int, says string, argv ...string) {
 
 func (w *world) up() {
 	w.t.Helper()
-	w.wants(0, "[#] ip link set dev uplink netns physical", "up", "wg0")
+	w.wants(0, "[#] ip link set dev uplink down", "up", "wg0")
 }
 
 // home sees that everything is as it was.
@@ -125,6 +125,66 @@ func TestTaken(t *testing.T) {
 	w.NS.Run("ip", "link", "del", "uplink")
 	w.wants(0, "netns 1", "down", "wg0")
 	w.home()
+}
+
+// TestComesHome: after a kill at each step, a process left inside and a name taken, the next
+// down brings the interface home with all that it had. With WGQ_PHYSICAL_FULL=1 at every step.
+func TestComesHome(t *testing.T) { newWorld(t, "").comesHome() }
+
+func (w *world) comesHome() {
+	w.t.Helper()
+	look := func() string { // what the state does not have
+		return w.NS.Run("bash", "-c", "ip -o link show uplink | sed -E 's/(state|qlen) [A-Z0-9]+//g; s/<[^>]*>//'; ip -4 neigh show nud permanent")
+	}
+	before, good, all := look(), 0, 0
+	trial := func(what string, do func()) {
+		all++
+		do()
+		w.home()
+		if now := look(); now != before {
+			w.t.Errorf("%s: now\n%sbefore\n%s", what, now, before)
+		}
+		if w.t.Failed() {
+			w.t.Fatalf("%s: %d of %d came home", what, good, all)
+		}
+		good++
+	}
+	counts := map[string]int{"up": len(w.Steps(w.t, "up", "wg0")), "down": len(w.Steps(w.t, "down", "wg0"))}
+	every, rounds := 9, 1
+	if full() {
+		every, rounds = 1, 3
+	}
+	for range rounds {
+		for command, count := range counts {
+			for n := 1; n <= 2*count; n += every {
+				fault := fmt.Sprintf("kill-%s:%d", []string{"before", "after"}[n%2], (n+1)/2)
+				trial(command+" "+fault, func() {
+					if command == "down" {
+						w.up()
+					}
+					if r := w.Fault(fault, command, "wg0"); r.Code != 128+9 {
+						w.t.Fatalf("%s %s: %s", command, fault, r)
+					}
+					w.wants(0, "", "down", "wg0")
+				})
+			}
+		}
+		trial("a name is taken", func() {
+			w.up()
+			w.NS.Run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "other")
+			w.wants(1, "uplink", "down", "wg0")
+			w.NS.Run("ip", "link", "del", "uplink")
+			w.wants(0, "netns 1", "down", "wg0")
+		})
+		trial("a process is left inside", func() {
+			w.up()
+			sleep := inside(w.t)
+			w.wants(1, "sleep (PID", "down", "wg0")
+			bed.End(sleep)
+			w.wants(0, "", "down", "wg0")
+		})
+	}
+	w.t.Logf("came home: %d of %d", good, all)
 }
 
 // TestClient: a supplicant that was started by hand comes home only with its interface: it

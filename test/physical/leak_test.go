@@ -25,11 +25,13 @@ var slow = os.Getenv("WG_TEST_KERNEL") != ""
 
 // trials is how often each thing happens.
 func trials() int {
-	if os.Getenv("WGQ_LEAK_FULL") != "" {
+	if full() {
 		return 20
 	}
 	return 1
 }
+
+func full() bool { return os.Getenv("WGQ_PHYSICAL_FULL") != "" }
 
 const (
 	// hold is how long each thing lasts.
@@ -342,7 +344,7 @@ func (w *leaky) broken(steps []string, trial int) {
 }
 
 // TestNothingLeaves: in captures at the gateway nothing comes in the clear from when the
-// uplink is held until down, or an up that failed, brings it home. With WGQ_LEAK_FULL=1
+// uplink is held until down, or an up that failed, brings it home. With WGQ_PHYSICAL_FULL=1
 // each thing happens 20 times.
 func TestNothingLeaves(t *testing.T) {
 	w := newLeaky(t, nil)

@@ -17,7 +17,10 @@ import (
 
 // TestNothingLeavesWiFi is TestNothingLeaves by Wi-Fi with WPA2, seen from the access point.
 func TestNothingLeavesWiFi(t *testing.T) {
-	w := newLeaky(t, (*leaky).wifi)
+	w := newLeaky(t, func(w *leaky) {
+		w.wifi()
+		w.home, w.flap = "iw phy wgqstation set netns 1", w.flapWiFi
+	})
 	steps := w.Steps(t, "up", "wg0")
 	w.wants(0, "down", "wg0")
 	for i := range trials() {
@@ -27,9 +30,17 @@ func TestNothingLeavesWiFi(t *testing.T) {
 	w.report()
 }
 
+// TestComesHomeWiFi is TestComesHome by Wi-Fi.
+func TestComesHomeWiFi(t *testing.T) {
+	w := newWorld(t, "")
+	w.wifi()
+	w.before = w.take()
+	w.comesHome()
+}
+
 // wifi replaces the uplink by a simulated Wi-Fi device (mac80211_hwsim), whose access
 // point is the gateway.
-func (w *leaky) wifi() {
+func (w *world) wifi() {
 	t := w.t
 	t.Helper()
 	w.NS.Run("ip", "link", "del", "uplink")
@@ -59,19 +70,20 @@ func (w *leaky) wifi() {
 	w.NS.Run("bash", "-ec", `ip link set uplink up; ip addr add 192.0.2.2/24 dev uplink; ip -6 addr add 2001:db8::2/64 dev uplink nodad
 		ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8::1
 		wpa_supplicant -B -D nl80211 -i uplink -c /run/wpa.conf -P /run/wpa.pid >&2`)
-	w.home = "iw phy wgqstation set netns 1"
-	w.flap = func() {
-		w.away("link", "set", "uplink", "down")
-		time.Sleep(hold / 2)
-		ns.Run(t, "bash", "-ec", `ip -n physical link set uplink up
-			ip -n physical route replace default via 192.0.2.1; ip -n physical addr replace 2001:db8::2/64 dev uplink nodad`)
-		w.works()
-		mac := strings.TrimSpace(ns.Run(t, "ip", "netns", "exec", "physical", "cat", "/sys/class/net/uplink/address"))
-		w.Far.Run("hostapd_cli", "-p", "/run/hostapd", "deauthenticate", mac)
-		w.works()
-		if w.capture.Count("eapol") == 0 {
-			t.Error("the capture has no association")
-		}
+}
+
+// flapWiFi takes the uplink down and up again, and then the access point sends it away.
+func (w *leaky) flapWiFi() {
+	w.away("link", "set", "uplink", "down")
+	time.Sleep(hold / 2)
+	ns.Run(w.t, "bash", "-ec", `ip -n physical link set uplink up
+		ip -n physical route replace default via 192.0.2.1; ip -n physical addr replace 2001:db8::2/64 dev uplink nodad`)
+	w.works()
+	mac := strings.TrimSpace(ns.Run(w.t, "ip", "netns", "exec", "physical", "cat", "/sys/class/net/uplink/address"))
+	w.Far.Run("hostapd_cli", "-p", "/run/hostapd", "deauthenticate", mac)
+	w.works()
+	if w.capture.Count("eapol") == 0 {
+		w.t.Error("the capture has no association")
 	}
 }
 
