@@ -112,6 +112,9 @@ func TestWarnings(t *testing.T) {
 		{"both families", "0.0.0.0/0 ::/0", nil, nil, nil},
 		{"split", "10.0.0.0/8", nil, nil, nil},
 		{"IPv4 only", "0.0.0.0/0", nil, nil, []string{"IPv6 goes past `wg0'"}},
+		{"IPv4 only, in halves", "128.0.0.0/1 0.0.0.0/1", nil, nil, []string{"IPv6 goes past `wg0'"}},
+		{"half of IPv4", "0.0.0.0/1", nil, nil, nil},
+		{"IPv6 only, in halves", "::/1 8000::/1", nil, nil, []string{"IPv4 goes past `wg0'"}},
 		{"IPv6 only", "::/0", nil, nil, []string{"IPv4 goes past `wg0'"}},
 		{"IPv4 only, no IPv6", "0.0.0.0/0", nil, func(_ *confparse.Config, f *facts.Facts) { f.Routes = f.Routes[:2] }, nil},
 		{"IPv4 only, kill switch", "0.0.0.0/0", nil, func(c *confparse.Config, _ *facts.Facts) { c.KillSwitch = true }, nil},
@@ -121,6 +124,7 @@ func TestWarnings(t *testing.T) {
 			func(_ *confparse.Config, f *facts.Facts) {
 				f.Kept = map[netip.Prefix]bool{netip.MustParsePrefix("8.8.8.8/32"): true}
 			}, nil},
+		{"its own endpoint", "0.0.0.0/0 ::/0", []facts.Route{route("198.51.100.1/32", boot), route("198.51.100.0/31", boot)}, nil, []string{"198.51.100.0/31 goes past"}},
 		{"option 121, kill switch", "0.0.0.0/0 ::/0", []facts.Route{route("0.0.0.0/1", dhcp)},
 			func(c *confparse.Config, _ *facts.Facts) { c.KillSwitch = true }, nil},
 		{"option 121, rules", "0.0.0.0/0 ::/0", []facts.Route{route("0.0.0.0/1", dhcp)},

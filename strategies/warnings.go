@@ -2,6 +2,7 @@ package strategies
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"wg-quickns/confparse"
@@ -13,7 +14,7 @@ import (
 // that it leaves out, and routes that win over it because they are more specific
 // (a DHCP server may give any, RFC 3442; a router too, RFC 4191).
 func Warnings(cfg *confparse.Config, f *facts.Facts, p Place) []string {
-	tunnelled := families(f)
+	tunnelled := wholes(f)
 	if cfg.KillSwitch || cfg.Table == "off" || !automatic(cfg) && cfg.Strategy() != confparse.StrategyRules || len(tunnelled) == 0 {
 		return nil
 	}
@@ -33,13 +34,30 @@ func Warnings(cfg *confparse.Config, f *facts.Facts, p Place) []string {
 		return list
 	}
 	for _, r := range f.Routes {
-		if r.Table != plan.TableMain || r.Index == f.Device.Index || !Leads(r) || f.Kept[r.Dst] ||
+		if r.Table != plan.TableMain || r.Index == f.Device.Index || !Leads(r) || f.Kept[r.Dst] || isEndpoint(f, r.Dst) ||
 			!slices.Contains(tunnelled, r.Dst.Addr().Is6()) {
 			continue
 		}
 		list = append(list, fmt.Sprintf("Warning: %s goes past `%s' by its own route via %s, and there is no KillSwitch", r.Dst, f.Device.Name, r.Gateway))
 	}
 	return list
+}
+
+// wholes are the families that AllowedIPs hold all of, in one or in halves.
+func wholes(f *facts.Facts) []bool {
+	list, all := families(f), allowed(f)
+	for _, v6 := range []bool{false, true} {
+		missing := func(half netip.Prefix) bool { return !slices.Contains(all, half) }
+		if !slices.Contains(list, v6) && !slices.ContainsFunc(halves(v6), missing) {
+			list = append(list, v6)
+		}
+	}
+	return list
+}
+
+// isEndpoint says whether a prefix is where a peer is, and nothing else.
+func isEndpoint(f *facts.Facts, p netip.Prefix) bool {
+	return p.IsSingleIP() && slices.ContainsFunc(f.Device.Peers, func(q facts.Peer) bool { return q.Endpoint.Addr().Unmap() == p.Addr() })
 }
 
 func protocol(v6 bool) string {
