@@ -57,7 +57,7 @@ func (a app) reload(ctx context.Context, arg string) error {
 	if device.PrivateKey == nil && device.ListenPort == nil && device.FwMark == nil && len(device.Peers)+len(remove) == 0 {
 		if change.Empty() {
 			s.say("`%s' is as its file says", s.name)
-			return nil
+			return s.note()
 		}
 	} else {
 		wg := strategies.Swap{Do: []plan.Action{{NS: s.place.Target, Do: plan.WG{Link: s.name, Device: &device, Sync: true, Remove: remove}}}}
@@ -71,6 +71,9 @@ func (a app) reload(ctx context.Context, arg string) error {
 	if err := s.engine.Change(ctx, work); err != nil {
 		return err
 	}
+	if err := s.note(); err != nil {
+		return err
+	}
 	// With an address the kernel takes others of its subnet away, and with the last
 	// one all routes (net/ipv4/devinet.c, __inet_del_ifa).
 	rep, entries, _, err := s.broken(ctx)
@@ -78,6 +81,20 @@ func (a app) reload(ctx context.Context, arg string) error {
 		return err
 	}
 	return s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries)})
+}
+
+// note puts what the file says by now into the record: its table for the guard, its
+// hooks for a `down` without the file.
+func (s *session) note() error {
+	head, _ := s.log.Header()
+	now, err := s.header()
+	if err != nil {
+		return err
+	}
+	now.Arrays["ARGS"] = head.Arrays["ARGS"]
+	head.ConfigFile, head.SaveConfig, head.Vars, head.Arrays = now.ConfigFile, now.SaveConfig, now.Vars, now.Arrays
+	head.PreDown, head.PostDown, head.PhysicalDown = now.PreDown, now.PostDown, now.PhysicalDown
+	return s.log.Config(head)
 }
 
 // fixed is the refusal of a change that only down and up can make.

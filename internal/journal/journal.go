@@ -126,6 +126,7 @@ const (
 	opUndone = "undone"
 	opKnown  = "known"
 	opDrop   = "drop"
+	opConfig = "config"
 )
 
 // Open reads a name's journal; where there is none it is empty. A last line
@@ -233,7 +234,7 @@ func (j *Journal) admit(r *record) error {
 		return fmt.Errorf("record %q out of place", r.Op)
 	}
 	switch r.Op {
-	case opBegin:
+	case opBegin, opConfig:
 		if r.Begin == nil {
 			return fmt.Errorf("record %q is empty", r.Op)
 		}
@@ -255,7 +256,7 @@ func (j *Journal) admit(r *record) error {
 // apply changes the state in memory as a record says.
 func (j *Journal) apply(r *record, do plan.Step, undo []plan.Step) {
 	switch r.Op {
-	case opBegin:
+	case opBegin, opConfig:
 		j.begin = r.Begin
 	case opIntend:
 		j.entries = append(j.entries, &entry{ns: r.NS, do: do, undo: undo, undone: make([]bool, len(undo))})
@@ -468,6 +469,20 @@ func (j *Journal) Done(id int, o plan.Outcome) error {
 // only then it is undone. On an error it is remembered here, but not in the file.
 func (j *Journal) Failed(id int, applied bool, cause error) error {
 	return j.add(&record{Op: opFailed, ID: id, Applied: applied, Cause: hidden(cause.Error())}, nil, nil)
+}
+
+// Config records what the config of a tunnel that is up says by now, unless it is
+// what the journal has.
+func (j *Journal) Config(b Begin) error {
+	b = hide(b)
+	now, err := json.Marshal(b)
+	if err != nil {
+		return fmt.Errorf("encode journal record %s: %w", opConfig, err)
+	}
+	if was, err := json.Marshal(j.begin); err == nil && bytes.Equal(was, now) {
+		return nil
+	}
+	return j.add(&record{Op: opConfig, Begin: &b}, nil, nil)
 }
 
 // Up records that the tunnel is up.
