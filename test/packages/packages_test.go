@@ -88,7 +88,7 @@ func TestContents(t *testing.T) {
 		"/usr/share/bash-completion/completions/wg-quickns", "/usr/share/zsh/vendor-completions/_wg-quickns",
 		"/usr/share/fish/vendor_completions.d/wg-quickns.fish", "/usr/share/wg-quickns/status.schema.json", "/usr/share/wg-quickns/check.schema.json",
 		"/usr/share/doc/wg-quickns/copyright", "/usr/share/doc/wg-quickns/LICENSE", "/usr/share/doc/wg-quickns/CHANGELOG.md.gz",
-		"/usr/share/doc/wg-quickns/examples/full-tunnel.conf", "/usr/share/doc/wg-quickns/examples/namespaces/confined.service",
+		"/usr/share/doc/wg-quickns/examples/full-tunnel.conf", "/usr/share/doc/wg-quickns/examples/namespaces/confined.service.d/tunnel.conf",
 	} {
 		if !slices.Contains(got, want) {
 			t.Errorf("%s is missing", want)

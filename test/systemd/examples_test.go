@@ -51,7 +51,7 @@ func TestProgram(t *testing.T) {
 	same(t, before, state(t))
 }
 
-// TestConfined: the service of examples/namespaces/confined.service.
+// TestConfined: a service with the drop-in of examples/namespaces/confined.service.d.
 func TestConfined(t *testing.T) {
 	before := state(t)
 	ns.Run(t, "systemctl", "start", "confined")

@@ -46,7 +46,8 @@ func TestMain(m *testing.M) {
 const machine = `
 dpkg -i "$1" >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }
 install -m 600 "$2"/*.conf /etc/wireguard
-install -m 644 "$2"/*.service /etc/systemd/system
+cp -r "$2"/confined.service.d /etc/systemd/system
+printf '[Service]\nExecStart=/usr/bin/sleep infinity\n' >/etc/systemd/system/confined.service
 systemctl daemon-reload
 echo 192.0.2.10 vpn.example.com >>/etc/hosts
 rm -f /etc/resolv.conf && echo nameserver 192.0.2.1 >/etc/resolv.conf
