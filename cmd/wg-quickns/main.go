@@ -12,8 +12,10 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 
 	"wg-quickns/hooks"
@@ -69,7 +71,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   up     creates the device, configures it and routes traffic into it
   down   undoes exactly what up did, also when the file or the device is gone
   save   writes the device's state to the file
-  strip  prints the file without the keys above, for wg(8)
+  strip  prints the file without the keys that are not wg(8)'s
   reload makes a device that is up what the file says by now; sessions go on
   exec   runs a command in the device's namespace, or in that of its socket when
          the device is in the caller's, as the user who called
@@ -108,6 +110,16 @@ func (a app) run() int {
 		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip, "reload": a.reload,
 	}
 	help := func(word string) bool { return word == "--help" || word == "-h" }
+	if len(args) == 2 && (args[0] == "help" || help(args[1])) {
+		command := args[0]
+		if command == "help" {
+			command = args[1]
+		}
+		if text := commandUsage(command); text != "" {
+			fmt.Printf(text, a.program)
+			return 0
+		}
+	}
 	switch {
 	case len(args) == 1 && (args[0] == "help" || help(args[0])),
 		len(args) == 2 && help(args[1]) && slices.ContainsFunc(commandLine(), func(c command) bool { return c.name == args[0] }):
@@ -146,8 +158,31 @@ func (a app) run() int {
 		defer stop()
 		return a.status(commands[args[0]](ctx, args[1]))
 	}
-	fmt.Fprintf(os.Stderr, usage, a.program)
+	switch {
+	case len(args) > 0 && commandUsage(args[0]) != "":
+		fmt.Fprintf(os.Stderr, commandUsage(args[0]), a.program)
+	case len(args) > 0 && args[0] != "":
+		fmt.Fprintf(os.Stderr, usage, a.program)
+		a.say("`%s' is no command", strings.Join(args, " "))
+	default:
+		fmt.Fprintf(os.Stderr, usage, a.program)
+	}
 	return 1
+}
+
+// commandUsage is what usage has of one command: how it is called, and what it does;
+// "" if there is no such command.
+func commandUsage(command string) string {
+	word := regexp.QuoteMeta(command)
+	does := regexp.MustCompile(`(?m)^  ` + word + ` +[^ ].*\n(?:         .*\n)*`).FindString(usage)
+	if !regexp.MustCompile(`^[a-z]+$`).MatchString(command) || does == "" {
+		return ""
+	}
+	var calls strings.Builder
+	for _, line := range regexp.MustCompile(`(?m)^(?:Usage:|      ) (%\[1\]s (?:\[ [a-z| ]*)?\b`+word+`\b.*\n)`).FindAllStringSubmatch(usage, -1) {
+		calls.WriteString([]string{"Usage: ", "       "}[min(calls.Len(), 1)] + line[1])
+	}
+	return calls.String() + "\n" + does + "\nSee `%[1]s help' for the keys of CONFIG_FILE, and wg-quickns(8) for more.\n"
 }
 
 // notify gives a context that ends with a hooks.SignalCause on INT, TERM or HUP.

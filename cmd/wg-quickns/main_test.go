@@ -42,6 +42,30 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
+// TestCommandUsage: each command that completion knows has a line in the usage that says
+// how it is called, and one that says what it does.
+func TestCommandUsage(t *testing.T) {
+	for _, c := range commandLine() {
+		if strings.Contains("help --help version --version", c.name) {
+			continue
+		}
+		text := commandUsage(c.name)
+		if !regexp.MustCompile(`^Usage: %\[1\]s .*\b`+c.name+`\b.*\n(?s:.*)\n  `+c.name+` +[a-z]`).MatchString(text) || strings.Count(text, "\n") > 8 {
+			t.Errorf("%s: %q", c.name, text)
+		}
+		for _, o := range c.options {
+			if !strings.Contains(text, o.name) {
+				t.Errorf("%s: no %s in %q", c.name, o.name, text)
+			}
+		}
+	}
+	for _, not := range []string{"", "x", "wg0", "as", ".*"} {
+		if text := commandUsage(not); text != "" {
+			t.Errorf("%q: %q", not, text)
+		}
+	}
+}
+
 func TestLocate(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"office.conf", "-x.conf", "all.conf", "toolongforaninterface.conf", "wg0.txt"} {
