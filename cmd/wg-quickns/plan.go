@@ -45,13 +45,13 @@ func (a app) planCommand(ctx context.Context, args []string) error {
 	if rest[0] == "down" {
 		list, err := a.planDown(rest[1])
 		if err != nil {
-			return err
+			return a.unlessHidden(err)
 		}
 		return show(os.Stdout, list, asJSON)
 	}
 	actions, err := a.planUp(ctx, rest[1])
 	if err != nil {
-		return err
+		return a.unlessHidden(err)
 	}
 	list := make([]planned, 0, len(actions))
 	for _, act := range actions {
@@ -62,6 +62,15 @@ func (a app) planCommand(ctx context.Context, args []string) error {
 		list = append(list, p)
 	}
 	return show(os.Stdout, list, asJSON)
+}
+
+// unlessHidden is an error, unless it is that the calling user may not look: root may.
+func (a app) unlessHidden(err error) error {
+	var missing *errNoConfig
+	if errors.Is(err, fs.ErrPermission) || errors.As(err, &missing) {
+		return a.asRoot(err)
+	}
+	return err
 }
 
 // planUp plans as up does, on a forecast of the facts instead of the facts.
@@ -145,9 +154,6 @@ func (a app) planDown(arg string) ([]planned, error) {
 		if log, err = stateRoot.Open(name); err == nil {
 			return a.pending(t, log)
 		}
-	}
-	if errors.Is(err, fs.ErrPermission) {
-		err = fmt.Errorf("%w (hint: the record of `up' is root's)", err)
 	}
 	return nil, err
 }
