@@ -14,6 +14,7 @@ import (
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/check"
+	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
 )
 
@@ -38,23 +39,24 @@ func write(t *testing.T, path, text string, mode os.FileMode) {
 }
 
 // files lists the example configs below examples; with all those too that are for
-// namespaces, which test/systemd brings up, and the demo's.
+// namespaces and for machines, which test/systemd and test/physical bring up.
 func files(t *testing.T, all bool) []string {
 	t.Helper()
 	list, err := filepath.Glob(root + "/examples/*.conf")
 	if err != nil || len(list) == 0 {
 		t.Fatalf("no examples: %v", err)
 	}
+	demo, err := filepath.Glob(root + "/examples/demo/*/*.conf")
+	if err != nil || len(demo) != 2 {
+		t.Fatalf("the demo has %d configs: %v", len(demo), err)
+	}
+	list = append(list, demo...)
 	if all {
-		demo, err := filepath.Glob(root + "/examples/demo/*/*.conf")
-		if err != nil || len(demo) != 2 {
-			t.Fatalf("the demo has %d configs: %v", len(demo), err)
-		}
 		namespaces, err := filepath.Glob(root + "/examples/namespaces/*.conf")
 		if err != nil || len(namespaces) == 0 {
 			t.Fatalf("no examples for namespaces: %v", err)
 		}
-		list = slices.Concat(list, namespaces, demo, []string{root + "/examples/physical/laptop.conf"})
+		list = slices.Concat(list, namespaces, []string{root + "/examples/physical/laptop.conf"})
 	}
 	return list
 }
@@ -185,28 +187,6 @@ func state(run func(argv ...string) string) string {
 		nft list ruleset`)
 }
 
-// traced is what a run says that it did, but for starting its userspace WireGuard.
-func traced(stderr string) []string {
-	var list []string
-	for line := range strings.Lines(stderr) {
-		if c, ok := strings.CutPrefix(strings.TrimSpace(line), "[#] "); ok && !strings.Contains(c, " userspace ") {
-			list = append(list, c)
-		}
-	}
-	return list
-}
-
-// commands are the commands of a plan.
-func commands(planned string) []string {
-	var list []string
-	for line := range strings.Lines(planned) {
-		if !strings.HasPrefix(line, "    ") {
-			list = append(list, strings.TrimSpace(line))
-		}
-	}
-	return list
-}
-
 // TestUpDown brings each example up and down again.
 func TestUpDown(t *testing.T) {
 	n, calls := setup(t)
@@ -226,7 +206,7 @@ func TestUpDown(t *testing.T) {
 			if r.Code != 0 {
 				t.Fatalf("up: exit status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 			}
-			if got, want := traced(r.Stderr), commands(planned); !slices.Equal(got, want) {
+			if got, want := bed.Traced(r.Stderr), bed.Planned(planned); !slices.Equal(got, want) {
 				t.Errorf("up did\n%s\nand not as planned\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			cfg, err := confparse.Parse(path, []byte(read(t, path)))
@@ -253,8 +233,8 @@ func TestUpDown(t *testing.T) {
 				t.Fatalf("down: exit status %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 			}
 			// saving is not undoing; both families' tables go at once, and then there is none to go
-			got := slices.DeleteFunc(traced(r.Stderr), func(c string) bool { return strings.HasPrefix(c, "wg showconf") })
-			if want := commands(planned); !slices.Equal(slices.Compact(got), slices.Compact(want)) {
+			got := slices.DeleteFunc(bed.Traced(r.Stderr), func(c string) bool { return strings.HasPrefix(c, "wg showconf") })
+			if want := bed.Planned(planned); !slices.Equal(slices.Compact(got), slices.Compact(want)) {
 				t.Errorf("down did\n%s\nand not as planned\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			// a server stays a router
@@ -299,6 +279,7 @@ func TestManualCommands(t *testing.T) {
 	run := func(argv ...string) string { return ns.Run(t, argv...) }
 	before := state(run)
 	write(t, "/etc/wireguard/wg0.conf", read(t, root+"/examples/full-tunnel.conf"), 0o600)
+	write(t, "/etc/wireguard/container.conf", read(t, root+"/examples/namespaces/container.conf"), 0o600)
 	_, section, ok := strings.Cut(read(t, root+"/man/wg-quickns.8"), "\n.Sh EXAMPLES\n")
 	section, _, ok2 := strings.Cut(section, "\n.Sh ")
 	if !ok || !ok2 {

@@ -54,6 +54,9 @@ func TestProgram(t *testing.T) {
 // TestConfined: a service with the drop-in of examples/namespaces/confined.service.d.
 func TestConfined(t *testing.T) {
 	before := state(t)
+	up(t, "confined") // as planned
+	down(t, "confined")
+	same(t, before, state(t))
 	ns.Run(t, "systemctl", "start", "confined")
 	enter := inside(mainPID(t, "confined"))
 	tunnelled(t, "confined", enter)

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
 	"wg-quickns/test/programs"
 )
@@ -112,9 +114,17 @@ func run(t *testing.T, enter []string, argv ...string) string {
 	return ns.Run(t, append(append(enter[:len(enter):len(enter)], "/bin/busybox"), argv...)...)
 }
 
+// up brings a tunnel up, which does what plan said.
 func up(t *testing.T, name string) {
 	t.Helper()
-	ns.Run(t, "wg-quickns", "up", name)
+	planned := bed.Planned(ns.Run(t, "wg-quickns", "plan", "up", name))
+	r := ns.Try(exec.Command("wg-quickns", "up", name))
+	if r.Code != 0 {
+		t.Fatalf("up: %+v", r)
+	}
+	if did := bed.Traced(r.Stderr); !slices.Equal(did, planned) {
+		t.Errorf("up did\n%s\nand not as planned\n%s", strings.Join(did, "\n"), strings.Join(planned, "\n"))
+	}
 }
 
 func down(t *testing.T, name string) {
