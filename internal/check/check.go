@@ -90,7 +90,10 @@ func Config(path string, data []byte, tables map[string]uint32) (*confparse.Conf
 		}
 		bad[header] = bad[header] || bad[s.Line]
 	}
-	bad[0] = false
+	// A key that is missing may be one that was not understood.
+	bad[0] = slices.ContainsFunc(c.settings, func(s confparse.Setting) bool {
+		return s.Section == iface && bad[s.Line] && !strings.HasPrefix(s.Key, "[")
+	})
 	odd := slices.DeleteFunc(slices.Clone(c.found[syntax:]), func(f Finding) bool { return bad[f.Line] })
 	return cfg, append(c.found[:syntax], odd...), nil
 }

@@ -3,6 +3,7 @@ package check
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -31,8 +32,18 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// found runs `check --json`.
+// found runs `check --json`, and gives what it says by ID.
 func found(t *testing.T, b *bed.Bed, args ...string) (ids map[string]check.Severity, code int) {
+	t.Helper()
+	list, code := findings(t, b, args...)
+	ids = make(map[string]check.Severity)
+	for _, f := range list {
+		ids[f.ID] = f.Severity
+	}
+	return ids, code
+}
+
+func findings(t *testing.T, b *bed.Bed, args ...string) (list []check.Finding, code int) {
 	t.Helper()
 	c := exec.Command(b.Program, append([]string{"check", "--json"}, args...)...)
 	var out, messages bytes.Buffer
@@ -46,11 +57,7 @@ func found(t *testing.T, b *bed.Bed, args ...string) (ids map[string]check.Sever
 	}
 	var report struct{ Findings []check.Finding }
 	must(t, json.Unmarshal(out.Bytes(), &report))
-	ids = make(map[string]check.Severity)
-	for _, f := range report.Findings {
-		ids[f.ID] = f.Severity
-	}
-	return ids, c.ProcessState.ExitCode()
+	return report.Findings, c.ProcessState.ExitCode()
 }
 
 // TestUpAgrees: what is an error to check makes up fail, in the same file, and
@@ -108,6 +115,101 @@ func TestUpAgrees(t *testing.T) {
 				t.Fatal(r)
 			}
 		}
+	}
+}
+
+// TestPlanted: each of 25 mistakes that people make, planted alone into a file with
+// nothing to be said of, is found on its line, and nothing worse is.
+func TestPlanted(t *testing.T) {
+	b := bed.New(t, "bed")
+	const good = head + `Address = 10.8.0.2/24, fd08::2/64
+DNS = 10.8.0.1
+PostUp = /run/hook.sh up
+
+[Peer]
+PublicKey = iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=
+Endpoint = 192.0.2.1:51820
+AllowedIPs = 0.0.0.0/0, ::/0
+PersistentKeepalive = 25
+`
+	const other = "xluH3MeWM8wGELIsftd/TwGE6CRWHWWt5oj+Ga7/unc="
+	must(t, os.WriteFile("/etc/resolv.conf", []byte("nameserver 127.0.0.1\n"), 0o644)) // which nobody is
+	must(t, os.WriteFile("/run/hook.sh", []byte("#!/bin/sh\n"), 0o700))
+	t.Cleanup(func() { os.Remove("/run/hook.sh") })
+	more := func(text string) string { return "= 25\n[Peer]\n" + text + "PersistentKeepalive = 25\n" }
+	for i, m := range []struct {
+		old, new string
+		id       string
+		severity check.Severity
+		at       string      // is on the line; "": the whole file
+		file     os.FileMode // of the config, 0600 if 0
+		hook     os.FileMode // of the hook, 0700 if 0
+	}{
+		{old: "Address", new: "Adress", id: "syntax", severity: check.Error, at: "Adress"},
+		{old: "client/00000000000=", new: "client/0=", id: "syntax", severity: check.Error, at: "client/0="},
+		{old: "[Peer]\n", new: "AllowedIPs = 10.0.0.0/8\n[Peer]\n", id: "syntax", severity: check.Error, at: "10.0.0.0/8"},
+		{old: "10.8.0.2/24", new: "10.8.0.256/24", id: "syntax", severity: check.Error, at: "256"},
+		{old: "192.0.2.1:51820", new: "192.0.2.1", id: "syntax", severity: check.Error, at: "Endpoint"},
+		{old: "192.0.2.1:51820", new: "[2001:db8::1]51820", id: "syntax", severity: check.Error, at: "Endpoint"},
+		{old: "DNS", new: "RoutingStrategy = tunnel\nDNS", id: "syntax", severity: check.Error, at: "tunnel"},
+		{old: "DNS", new: "Table = nosuch\nDNS", id: "syntax", severity: check.Error, at: "nosuch"},
+		{old: "10.8.0.2/24,", new: "10.8.0.2/24, 10.8.0.2/24,", id: "address-twice", severity: check.Error, at: "Address"},
+		{old: "DNS", new: "MTU = 1200\nDNS", id: "mtu-ipv6", severity: check.Error, at: "MTU"},
+		{old: "192.0.2.1:", new: "nosuch.invalid:", id: "resolve", severity: check.Error, at: "Endpoint"},
+		{id: "file-readable", severity: check.Warning, file: 0o644},
+		{id: "file-writable", severity: check.Warning, file: 0o602},
+		{id: "hook-writable", severity: check.Warning, at: "PostUp", hook: 0o722},
+		{old: "hook.sh", new: "nosuch.sh", id: "hook-missing", severity: check.Warning, at: "PostUp"},
+		{old: "hook.sh up", new: "hook.sh " + other, id: "key-in-hook", severity: check.Warning, at: "PostUp"},
+		{old: "PrivateKey", new: "#PrivateKey", id: "key-missing", severity: check.Warning},
+		{old: "PublicKey = iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=", new: "PublicKey = OOIZpO5Vqc73QSN0czga5ePrK+RCs1AfTpZe5sk2bEg=",
+			id: "peer-self", severity: check.Warning, at: "[Peer]"},
+		{old: "= 25\n", new: more("PublicKey = iHHj1OFkOlaiC74DEEZk/VOVI4cwF0GEWJtNV6bjKzs=\nEndpoint = 192.0.2.2:1\nAllowedIPs = 10.9.0.0/24\n"),
+			id: "peer-twice", severity: check.Warning, at: "[Peer] 2"},
+		{old: "= 25\n", new: more("PublicKey = " + other + "\nEndpoint = 192.0.2.2:1\nAllowedIPs = ::/0\n"), id: "allowedips-twice", severity: check.Warning, at: "= ::/0"},
+		{old: "= 25\n", new: more("PublicKey = " + other + "\nEndpoint = 192.0.2.2:1\nAllowedIPs = 10.9.0.0/24\n"), id: "allowedips-overlap", severity: check.Note, at: "0.0.0.0/0"},
+		{old: "0.0.0.0/0, ::/0", new: "10.8.0.0/24, 192.0.2.0/24, fd08::/64", id: "endpoint-inside", severity: check.Note, at: "Endpoint"},
+		{old: "0.0.0.0/0, ::/0", new: "0.0.0.0/1, 128.0.0.0/1", id: "one-family", severity: check.Warning, at: "AllowedIPs"},
+		{old: "DNS", new: "MTU = 1500\nDNS", id: "mtu-large", severity: check.Warning, at: "MTU"},
+		{old: "0.0.0.0/0, ::/0", new: "10.9.0.0/24, fd08::/64", id: "dns-outside", severity: check.Warning, at: "DNS"},
+	} {
+		text := good
+		if m.old != "" {
+			text = strings.Replace(good, m.old, m.new, 1)
+		}
+		if m.id == "dns-outside" {
+			text = strings.Replace(text, "10.8.0.1\n", "9.9.9.9\n", 1)
+		}
+		line := 0
+		if m.at != "" {
+			at, again := strings.CutSuffix(m.at, " 2")
+			before := text[:strings.Index(text, at)]
+			if again {
+				before = text[:strings.LastIndex(text, at)]
+			}
+			line = 1 + strings.Count(before, "\n")
+		}
+		b.Config(t, "wg0", text)
+		must(t, os.Chmod("/etc/wireguard/wg0.conf", cmp.Or(m.file, 0o600)))
+		must(t, os.Chmod("/etc/wireguard", 0o755))
+		must(t, os.Chmod("/run/hook.sh", cmp.Or(m.hook, 0o700)))
+		args := []string{"wg0"}
+		if m.id == "resolve" {
+			args = append(args, "--resolve")
+		}
+		list, _ := findings(t, b, args...)
+		if !slices.ContainsFunc(list, func(f check.Finding) bool { return f.ID == m.id && f.Severity == m.severity && f.Line == line }) {
+			t.Errorf("%d: no %s on line %d of\n%s\n%+v", i+1, m.id, line, text, list)
+		}
+		for _, f := range list {
+			if f.ID != m.id && f.Severity != check.Note {
+				t.Errorf("%d: %s: also %+v", i+1, m.id, f)
+			}
+		}
+	}
+	b.Config(t, "wg0", good)
+	if list, code := findings(t, b, "wg0"); len(list) > 0 || code != 0 {
+		t.Errorf("nothing is wrong: %+v", list)
 	}
 }
 
