@@ -40,9 +40,10 @@ type Found struct {
 	Name    string // the name under /run/netns, the container's, the unit's or the machine's
 }
 
-// patience is how long a daemon may take to say where a namespace is. An engine
-// may have to be started by its socket first.
-const patience = 30 * time.Second
+// patience is how long a daemon may take to say where a namespace is. An engine may
+// have to be started by its socket first, which systemd gives that long
+// (DefaultTimeoutStartSec=), and at boot everything is slow.
+const patience = 90 * time.Second
 
 // finder knows where to ask.
 type finder struct {
@@ -58,7 +59,7 @@ type systemd interface {
 
 // Find says where the namespace is that kind and value name. Only a Name may be
 // missing, anything else must be there. A file under /run/netns that is no
-// namespace is an error. Daemons are given 30 s, less if ctx ends earlier.
+// namespace is an error. Daemons are given 90 s, less if ctx ends earlier.
 func Find(ctx context.Context, kind Kind, value string) (Found, error) {
 	docker, err := dockerSockets(os.Getenv("DOCKER_HOST"))
 	if err != nil && kind == Docker {
