@@ -82,7 +82,7 @@ func warned(c testCase) (diffs []diff) {
 		if name != "wg0" {
 			conf = c.files["/etc/wireguard/"+name+".conf"]
 		}
-		all4, all6 := strings.Contains(conf, "0.0.0.0/0"), strings.Contains(conf, "::/0")
+		all4, all6 := strings.Contains(conf, "0.0.0.0/0") || strings.Contains(conf, "0.0.0.0/1, 128.0.0.0/1"), strings.Contains(conf, "::/0")
 		if !up || all4 == all6 || strings.Contains(conf, "\nTable = ") {
 			continue
 		}
