@@ -53,7 +53,7 @@ func hosted() strategies.Hosted {
 			{Unit: "NetworkManager.service", Links: []string{"wlan0"}, Addresses: true},
 			{Client: &facts.Client{Args: []string{"dhclient"}}, Links: []string{"eth0"}, Addresses: true},
 		},
-		Views: "/run/views", Resolv: &plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Shared: true},
+		Views: "/run/views", Resolv: plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Shared: true},
 	}
 }
 
