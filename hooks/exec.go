@@ -22,8 +22,9 @@ import (
 // Credentials are whom a program runs as.
 type Credentials struct {
 	UID, GID   int
-	Groups     []int  // supplementary
-	Name, Home string // "" of a user without an entry
+	Groups     []int    // supplementary
+	Name, Home string   // "" of a user without an entry
+	session    []string // of the environment that the user called sudo in, see Environ
 }
 
 // CallingUser is the user who called us by sudo(8), found by SUDO_UID and SUDO_GID
@@ -57,8 +58,7 @@ func CallingUser(env []string) (Credentials, error) {
 	if known {
 		c.Name, c.Home = entry.Username, entry.HomeDir
 	}
-	var found bool
-	if c.Groups, found = ancestorGroups(c.UID, c.GID); found {
+	if c.fromAncestor() {
 		return c, nil
 	}
 	if !known {
@@ -119,13 +119,18 @@ func groups(u *user.User) ([]int, error) {
 	return numbers(ids)
 }
 
-// ancestorGroups are the groups of the nearest of the processes that we come from
-// that is the user's alone (proc(5), /proc/PID/status).
-func ancestorGroups(uid, gid int) ([]int, bool) {
-	for pid := os.Getppid(); pid > 0; {
+// sessionVariables are those by which a program finds the user's display and D-Bus
+// session. They are of use to this user alone, and sudo(8) drops most of them.
+var sessionVariables = [...]string{"DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR", "XDG_SESSION_TYPE", "XDG_CURRENT_DESKTOP", "DBUS_SESSION_BUS_ADDRESS"}
+
+// fromAncestor takes the groups of the nearest of the processes that we come from
+// that is the user's alone, and the session of what that called, sudo(8) as a rule
+// (proc(5), /proc/PID/status and /proc/PID/environ).
+func (c *Credentials) fromAncestor() bool {
+	for child, pid := os.Getpid(), os.Getppid(); pid > 0; {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {
-			return nil, false
+			return false
 		}
 		fields := map[string][]string{}
 		for line := range strings.Lines(string(text)) {
@@ -135,22 +140,39 @@ func ancestorGroups(uid, gid int) ([]int, bool) {
 		all := func(key string, id int) bool { // real, effective, saved and of the file system
 			return slices.Equal(fields[key], slices.Repeat([]string{strconv.Itoa(id)}, 4))
 		}
-		if all("Uid", uid) && all("Gid", gid) {
-			list, err := numbers(fields["Groups"])
-			return list, err == nil
+		if all("Uid", c.UID) && all("Gid", c.GID) {
+			if c.Groups, err = numbers(fields["Groups"]); err != nil {
+				return false
+			}
+			c.session = append(sessionOf(child), sessionOf(pid)...)
+			return true
 		}
 		if len(fields["PPid"]) != 1 {
-			return nil, false
+			return false
 		}
+		child = pid
 		if pid, err = strconv.Atoi(fields["PPid"][0]); err != nil {
-			return nil, false
+			return false
 		}
 	}
-	return nil, false
+	return false
+}
+
+// sessionOf are the sessionVariables that a process was started with.
+func sessionOf(pid int) []string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return nil // it ended, or sudo hides it: then there is no more to know
+	}
+	return slices.DeleteFunc(strings.Split(string(text), "\x00"), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return !slices.Contains(sessionVariables[:], name)
+	})
 }
 
 // Environ is env as the user's own processes have it: sudo(8) says that USER,
-// LOGNAME and HOME are root's, which are then replaced. All else stays.
+// LOGNAME and HOME are root's, which are then replaced, and drops what leads to
+// the user's display and D-Bus session, which a CallingUser gets back. All else stays.
 func (c Credentials) Environ(env []string) []string {
 	if c.UID == 0 || c.Name == "" {
 		return env
@@ -166,6 +188,12 @@ func (c Credentials) Environ(env []string) []string {
 			env[i] = strings.TrimSuffix(v, "root") + c.Name
 		case "HOME=" + root:
 			env[i] = "HOME=" + c.Home
+		}
+	}
+	for _, v := range c.session {
+		name, _, _ := strings.Cut(v, "=")
+		if !slices.ContainsFunc(env, func(have string) bool { return strings.HasPrefix(have, name+"=") }) {
+			env = append(env, v)
 		}
 	}
 	return env

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) > 2 && os.Args[1] == "show-caller" {
 		c, err := CallingUser(os.Args[2:])
-		fmt.Println(c.UID, c.GID, c.Groups, c.Name, c.Home)
+		fmt.Println(c.UID, c.GID, c.Groups, c.Name, c.Home, slices.Compact(c.session))
 		if err != nil {
 			panic(err)
 		}

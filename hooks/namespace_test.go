@@ -273,7 +273,7 @@ func testUser(t *testing.T) Credentials {
 		write(t, path, string(old)+text)
 		t.Cleanup(func() { os.WriteFile(path, old, 0o644) })
 	}
-	return Credentials{4242, 4243, []int{4243, 77, 66}, "tester", "/home/tester"}
+	return Credentials{UID: 4242, GID: 4243, Groups: []int{4243, 77, 66}, Name: "tester", Home: "/home/tester"}
 }
 
 func TestUsers(t *testing.T) {
@@ -306,7 +306,7 @@ func TestUsers(t *testing.T) {
 	got, err = LookupUser("4242")
 	check("number", got, err, tester)
 	got, err = LookupUser("4244") // a name first
-	check("number that is a name", got, err, Credentials{4245, 4246, []int{4246}, "4244", "/"})
+	check("number that is a name", got, err, Credentials{UID: 4245, GID: 4246, Groups: []int{4246}, Name: "4244", Home: "/"})
 	for _, bad := range []string{"", "nobody-such", "99999", "-1", "-s", "4294967295"} {
 		if got, err := LookupUser(bad); err == nil {
 			t.Errorf("%q: got %+v", bad, got)
@@ -335,7 +335,7 @@ case $* in "-G far") echo 5001 7 ;; "-G tester") echo 4243 66 77 8 ;; *) exit 1 
 		}
 		t.Cleanup(func() { unix.Unmount(path, unix.MNT_DETACH) })
 	}
-	far := Credentials{5000, 5001, []int{5001, 7}, "far", "/home/far"}
+	far := Credentials{UID: 5000, GID: 5001, Groups: []int{5001, 7}, Name: "far", Home: "/home/far"}
 	for _, name := range []string{"far", "5000"} {
 		if got, err := LookupUser(name); err != nil || !reflect.DeepEqual(got, far) {
 			t.Errorf("%s: got %+v, %v", name, got, err)
@@ -349,7 +349,8 @@ case $* in "-G far") echo 5001 7 ;; "-G tester") echo 4243 66 77 8 ;; *) exit 1 
 	}
 }
 
-// TestCallersGroups: a process that has groups which no list knows of calls sudo.
+// TestCallersGroups: a process that has groups which no list knows of calls sudo; what leads
+// to its session, as that was when it called, is known too, and nothing else of its environment.
 func TestCallersGroups(t *testing.T) {
 	testUser(t)
 	sudo := "/run/sudo-stand-in" // set-uid root, as sudo is
@@ -365,13 +366,13 @@ func TestCallersGroups(t *testing.T) {
 		t.Fatal(err)
 	}
 	ask := func(uid int) ns.Result {
-		return ns.Try(exec.Command("setpriv", "--reuid=4242", "--regid=4243", "--groups=5,6", "bash", "-c",
+		return ns.Try(exec.Command("setpriv", "--reuid=4242", "--regid=4243", "--groups=5,6", "env", "DISPLAY=:1", "SECRET=x", "bash", "-c",
 			fmt.Sprintf("bash -c '%s show-caller SUDO_UID=%d SUDO_GID=4243; true'; true", sudo, uid)))
 	}
-	if got, want := ask(4242), "4242 4243 [5 6] tester /home/tester\n"; got.Stdout != want {
+	if got, want := ask(4242), "4242 4243 [5 6] tester /home/tester [DISPLAY=:1]\n"; got.Stdout != want {
 		t.Errorf("got %+v, want %s", got, want)
 	}
-	if got, want := ask(4245), "4245 4243 [4246] 4244 /\n"; got.Stdout != want { // none of the processes is that user's
+	if got, want := ask(4245), "4245 4243 [4246] 4244 / []\n"; got.Stdout != want { // none of the processes is that user's
 		t.Errorf("got %+v, want %s", got, want)
 	}
 }
@@ -381,6 +382,10 @@ func TestEnviron(t *testing.T) {
 	got := Credentials{UID: 7, Name: "u", Home: "/h"}.Environ(env)
 	if want := []string{"HOME=/h", "USER=u", "LOGNAME=u", "X=root", "HOMEX=/root", "USER=other"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	got = Credentials{UID: 7, Name: "u", Home: "/h", session: []string{"DISPLAY=:7", "XDG_RUNTIME_DIR=/run/user/7", "DISPLAY=:8"}}.Environ([]string{"XDG_RUNTIME_DIR=/run/own"})
+	if want := []string{"XDG_RUNTIME_DIR=/run/own", "DISPLAY=:7"}; !slices.Equal(got, want) {
+		t.Errorf("the session: got %q, want %q", got, want)
 	}
 	for _, c := range []Credentials{{UID: 7}, {UID: 0, Name: "toor", Home: "/"}} {
 		if got := c.Environ(env); !slices.Equal(got, env) {
