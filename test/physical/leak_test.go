@@ -357,6 +357,28 @@ func TestNothingLeaves(t *testing.T) {
 	w.report()
 }
 
+// TestPluggedIn: with a kill switch, an interface that is plugged in and configured at home is
+// no way out either, though no guard moves it.
+func TestPluggedIn(t *testing.T) {
+	w := newLeaky(t, nil)
+	for _, key := range []string{"", "KillSwitch = true"} {
+		w.tunnel(key)
+		w.control()
+		w.wants(0, "up", "wg0")
+		ns.Veth(w.NS, "late", []string{"198.51.100.2/24"}, w.Far, "late", []string{"198.51.100.1/24"})
+		late := leak.Start(t, w.Far, "late")
+		start := time.Now()
+		w.NS.Run("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.1")
+		time.Sleep(hold)
+		if n, kinds := late.Between(start, time.Now()); (n > 0) != (key == "") {
+			t.Errorf("%q: %d packets left in the clear: %v", key, n, kinds)
+		}
+		w.NS.Run("ip", "link", "del", "late")
+		w.wants(0, "down", "wg0")
+	}
+	w.report()
+}
+
 // TestHostileDHCP: routes that a DHCP server gives (option 121, RFC 3442) lead nothing past
 // the tunnel: they are in the physical namespace.
 func TestHostileDHCP(t *testing.T) {
