@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -121,8 +120,7 @@ func (a app) run() int {
 		}
 	}
 	switch {
-	case len(args) == 1 && (args[0] == "help" || help(args[0])),
-		len(args) == 2 && help(args[1]) && slices.ContainsFunc(commandLine(), func(c command) bool { return c.name == args[0] }):
+	case len(args) == 1 && (args[0] == "help" || help(args[0])):
 		fmt.Fprintf(os.Stderr, usage, a.program)
 		return 0
 	case len(args) == 1 && (args[0] == "version" || args[0] == "--version"):
