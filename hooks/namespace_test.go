@@ -94,7 +94,7 @@ func TestNamespace(t *testing.T) {
 }
 
 // TestReplaced: no change outside uncovers a file of /etc, whichever way the
-// machine has it.
+// machine has it, and one of the namespace's own is seen.
 func TestReplaced(t *testing.T) {
 	const stub = "/run/systemd/resolve/stub-resolv.conf"
 	t.Cleanup(func() { os.RemoveAll("/run/systemd"); os.Remove("/etc/resolv.conf") })
@@ -136,8 +136,9 @@ func TestReplaced(t *testing.T) {
 			for range 3 {
 				replace(t, c.file, "nameserver 192.0.2.99\n")
 			}
+			replace(t, "/etc/netns/blue/resolv.conf", "nameserver 10.0.0.54\n") // as a network manager there does
 			write(t, dir+"/go", "")
-			want := ns.Result{Stdout: "nameserver 10.0.0.53\nnameserver 10.0.0.53\n"}
+			want := ns.Result{Stdout: "nameserver 10.0.0.53\nnameserver 10.0.0.54\n"}
 			if got := <-done; got != want {
 				t.Errorf("got %+v, want %+v", got, want)
 			}

@@ -182,7 +182,8 @@ func attach(tree int, path string) error {
 // The kernel takes a mount away when the file below is replaced by rename(2),
 // wherever that is done. So what is covered is not the machine's /etc, whose
 // resolv.conf is replaced all the time, but a tmpfs with every entry of it bound
-// in: nothing outside can take an entry of that away.
+// in: nothing outside can take an entry of that away. A resolv.conf is a link, so
+// that one is seen that takes the place of that in own.
 func coverEtc(own string) error {
 	mine, err := os.ReadDir(own)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -233,7 +234,13 @@ func coverEtc(own string) error {
 			continue
 		}
 		err := covers(folder, int(etc.Fd()), name)
-		if err == nil {
+		var st unix.Stat_t
+		switch {
+		case err != nil:
+		// a DHCP client or network manager there may rename a new one over it
+		case name == "resolv.conf" && !cover["netns"] && unix.Fstatat(folder, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG:
+			err = unix.Symlink(own+"/"+name, "/etc/"+name)
+		default:
 			err = bind(folder, name, "/etc")
 		}
 		if err != nil {
