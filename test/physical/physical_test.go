@@ -3,6 +3,7 @@
 package physical
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net"
@@ -22,7 +23,7 @@ import (
 const example = "../../examples/physical/laptop.conf"
 
 // TestMain makes the machine ready once: a network behind eth0 with a DHCP server
-// that is its name server too, and the tunnel's server. Leases are renewed every few
+// that is its name server too, and the tunnel's server. Leases are renewed every ten
 // seconds. wlan0 and its access point come with those who use them.
 func TestMain(m *testing.M) {
 	if _, err := os.Stat("/run/systemd/system"); err != nil || os.Getenv("WG_TEST_KERNEL") == "" {
@@ -39,7 +40,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "FAIL: make the machine ready:", err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	exec.Command("systemctl", "unmask", "--runtime", "systemd-resolved").Run() // others use it
+	os.Exit(code)
 }
 
 const machine = `
@@ -57,7 +60,8 @@ wg-quickns down server 2>/dev/null || true
 ip netns pids far 2>/dev/null | xargs -r kill || true
 ip netns del far 2>/dev/null || true
 ip link del eth0 2>/dev/null || true
-systemctl stop systemd-resolved
+# else each resolvconf at home starts it, and a DHCP client that waits for that does not end
+systemctl mask --runtime --now systemd-resolved
 
 ip netns add far
 ip link add eth0 address 02:00:00:00:00:01 type veth peer name eth0 netns far
@@ -82,7 +86,7 @@ wg-quickns up server
 cat >/run/serve <<'END'
 # serve LINK SUBNET: DHCP and DNS of an uplink
 ip netns exec far dnsmasq -C /dev/null -R -h -i $1 -I lo -z -a $2.1 --pid-file=/run/far-$1.pid --address=/vpn.example.com/192.0.2.10 --no-ping \
-  --dhcp-range=$2.100,$2.150,2m --dhcp-option=option:T1,6 --dhcp-leasefile=/run/far-$1.leases --dhcp-authoritative --log-facility=/run/far-$1.log
+  --dhcp-range=$2.100,$2.150,2m --dhcp-option=option:T1,10 --dhcp-leasefile=/run/far-$1.leases --dhcp-authoritative --log-facility=/run/far-$1.log
 END
 bash -eu /run/serve eth0 192.0.2
 ip netns exec far nft -f - <<END
@@ -122,9 +126,9 @@ type manager struct {
 // functions are for the scripts of managers.
 const functions = `
 leased() { # LINK SUBNET
-	for i in $(seq 600); do
+	for i in $(seq 120); do
 		ip -4 addr show dev $1 2>/dev/null | grep -q "inet $2\.1[0-9][0-9]/" && ip route show default dev $1 | grep -q "via $2\.1" && return
-		sleep 0.1
+		sleep 0.5
 	done
 	echo "$1 has no lease"
 	false
@@ -325,25 +329,56 @@ func TestManagers(t *testing.T) {
 	}
 }
 
-// asked runs the program as a user does who may use sudo(8).
-func asked(argv ...string) ns.Result {
-	return ns.Try(exec.Command("runuser", append([]string{"-u", "somebody", "--", "wg-quickns"}, argv...)...))
+// wait is bed.Wait for what takes many processes to find out.
+func wait(d time.Duration, ok func() bool) bool {
+	for until := time.Now().Add(d); !ok(); time.Sleep(500 * time.Millisecond) {
+		if time.Now().After(until) {
+			return false
+		}
+	}
+	return true
+}
+
+// asked runs the program as a user does who may use sudo(8), and gives its messages
+// with the seconds since it began.
+func asked(t *testing.T, argv ...string) (said string) {
+	t.Helper()
+	begin := time.Now()
+	c := exec.Command("runuser", append([]string{"-u", "somebody", "--", "wg-quickns"}, argv...)...)
+	pipe, err := c.StderrPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(pipe); lines.Scan(); {
+		said += fmt.Sprintf("%5.1f %s\n", time.Since(begin).Seconds(), lines.Text())
+	}
+	if err := c.Wait(); err != nil {
+		t.Fatalf("%v: %v\n%s%s", argv, err, said, journal(t))
+	}
+	return said
+}
+
+func journal(t *testing.T) string {
+	return ns.Run(t, "bash", "-c", "journalctl -b --no-pager -o short-precise | grep -v '\\.mount: ' | tail -n 250")
 }
 
 // round is up, a look around, and down.
 func (m manager) round(t *testing.T) {
 	before, content := m.state(t), m.contents(t)
 	begin := time.Now()
-	r := asked("up", "wg0")
+	said := asked(t, "up", "wg0")
 	took := time.Since(begin)
-	if r.Code != 0 {
-		t.Fatalf("up: %v\n%s", r, ns.Run(t, "bash", "-c", "journalctl -b --no-pager | tail -n 60"))
-	}
 	answers := func() bool { return ns.Try(exec.Command("ping", "-nqc1", "-W1", "203.0.113.7")).Code == 0 }
 	if !bed.Wait(30*time.Second, answers) {
-		t.Errorf("no answer through the tunnel:\n%s%s", r.Stderr, ns.Run(t, "bash", "-c", "wg-quickns status; ip -n physical addr; ip -n physical route; cat /etc/netns/physical/resolv.conf; journalctl -b --no-pager | tail -n 60"))
+		t.Errorf("no answer through the tunnel:\n%s%s", said, ns.Run(t, "bash", "-c", "wg-quickns status; ip -n physical addr; ip -n physical route; cat /etc/netns/physical/resolv.conf")+journal(t))
 	}
 	first := time.Since(begin)
+	if took > time.Minute { // even where the kernel is emulated it takes half
+		t.Logf("up took %v:\n%s%s", took, said, journal(t))
+	}
 	count(t, "clear")
 	count(t, "other")
 	home, away := ns.Run(t, "ip", "-br", "link"), ns.Run(t, "ip", "-n", "physical", "-br", "link")
@@ -369,7 +404,7 @@ func (m manager) round(t *testing.T) {
 	}
 	m.active(t, "up")
 	now := ""
-	if !bed.Wait(20*time.Second, func() bool { now = m.contents(t); return now == content }) {
+	if !wait(20*time.Second, func() bool { now = m.contents(t); return now == content }) {
 		t.Errorf("the managers at home and away:\n%s", diff(content, now))
 	}
 	if r := ns.Try(exec.Command("wg-quickns", "status", "wg0")); r.Code != 0 {
@@ -393,12 +428,10 @@ func (m manager) round(t *testing.T) {
 		t.Errorf("%d other packets have left in the clear: %s", n, ns.Run(t, "ip", "netns", "exec", "far", "nft", "list", "set", "inet", "seen", "whose"))
 	}
 	end := time.Now()
-	if r := asked("down", "wg0"); r.Code != 0 {
-		t.Fatalf("down: %v\n%s", r, ns.Run(t, "bash", "-c", "journalctl -b --no-pager | tail -n 60"))
-	}
+	asked(t, "down", "wg0")
 	down := time.Since(end)
 	after := ""
-	if !bed.Wait(20*time.Second, func() bool { after = m.state(t); return after == before }) {
+	if !wait(20*time.Second, func() bool { after = m.state(t); return after == before }) {
 		t.Errorf("the state before and after:\n%s", diff(before, after))
 	}
 	m.active(t, "down")
