@@ -65,7 +65,11 @@ func (a app) down(ctx context.Context, arg string) error {
 			return err
 		}
 	}
-	if found && s.log.State() == journal.Complete {
+	switch {
+	case s.log.State() != journal.Complete:
+	case !found:
+		s.say("`%s' is gone already; undoing what is left of it", s.name)
+	default:
 		if err := s.beforeDown(ctx); err != nil {
 			return err
 		}

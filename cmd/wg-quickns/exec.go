@@ -13,7 +13,10 @@ import (
 	"wg-quickns/internal/plan"
 )
 
-const execUsage = "usage: exec [--birth | --namespace NS] [--user USER] INTERFACE -- COMMAND [ARGUMENT...]"
+const (
+	execUsage  = "usage: exec [--birth | --namespace NS] [--user USER] INTERFACE -- COMMAND [ARGUMENT...]"
+	shellUsage = "usage: shell [--birth | --namespace NS] [--user USER] INTERFACE"
+)
 
 // execRequest is what exec and shell are asked for.
 type execRequest struct {
@@ -26,9 +29,13 @@ type execRequest struct {
 
 // parseExec reads the arguments behind `exec`, or behind `shell` where there is no command.
 func parseExec(args []string, shell bool) (r execRequest, err error) {
+	usage := execUsage
+	if shell {
+		usage = shellUsage
+	}
 	value := func(option string) (string, error) {
 		if len(args) < 2 {
-			return "", fmt.Errorf("%s needs a value; %s", option, execUsage)
+			return "", fmt.Errorf("%s needs a value; %s", option, usage)
 		}
 		v := args[1]
 		args = args[1:]
@@ -61,15 +68,18 @@ func parseExec(args []string, shell bool) (r execRequest, err error) {
 			r.arg = args[0]
 			continue
 		}
-		return r, fmt.Errorf("`%s' is not understood; %s", args[0], execUsage)
+		if !shell && r.arg != "" {
+			return r, fmt.Errorf("`%s' is not understood: a command comes behind `--'; %s", args[0], usage)
+		}
+		return r, fmt.Errorf("`%s' is not understood; %s", args[0], usage)
 	}
 	switch {
 	case r.arg == "" && r.namespace == "":
-		return r, fmt.Errorf("no interface; %s", execUsage)
+		return r, fmt.Errorf("no interface; %s", usage)
 	case r.birth && r.namespace != "":
 		return r, errors.New("--birth and --namespace exclude each other")
 	case len(r.argv) == 0 && !shell:
-		return r, fmt.Errorf("no command behind `--'; %s", execUsage)
+		return r, fmt.Errorf("no command behind `--'; %s", usage)
 	}
 	return r, nil
 }
