@@ -300,6 +300,7 @@ func (s *session) header() (journal.Begin, error) {
 		PreDown: s.cfg.PreDown, PostDown: s.cfg.PostDown, PhysicalDown: s.cfg.PhysicalDown,
 		Vars: vars, Arrays: arrays, SaveConfig: s.cfg.SaveConfig,
 		Target: string(s.place.Target), Birth: string(s.place.Birth), Hooks: string(s.place.Hooks), Spaces: spaces,
+		Namespace: s.cfg.Namespace.String(), BirthNamespace: s.cfg.BirthNamespace.String(),
 	}, nil
 }
 

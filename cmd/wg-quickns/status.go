@@ -24,7 +24,7 @@ const statusUsage = "usage: status [--json] [INTERFACE]"
 // tunnelStatus is one tunnel as `status --json` prints it. No key is in it.
 type tunnelStatus struct {
 	Interface string `json:"interface"`
-	// Namespace and Birth are a name, a path, "init", or "" for the caller's own.
+	// Namespace and Birth are a name, what the config has, a path, "init", or "" for the caller's own.
 	Namespace string       `json:"namespace"`
 	Birth     string       `json:"birthNamespace"`
 	Config    string       `json:"config,omitempty"` // the file that it was made from
@@ -184,8 +184,8 @@ func (a app) tunnels(ctx context.Context, only string, now time.Time) ([]tunnelS
 func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal, now time.Time) (tunnelStatus, string, error) {
 	h, _ := log.Header()
 	t := tunnelStatus{
-		Interface: h.Interface, Config: h.ConfigFile, Strategy: h.Strategy, Namespace: display(plan.NS(h.Target)),
-		Birth: display(plan.NS(h.Birth)), Since: &h.Since, Problems: []problem{}, Peers: []peerStatus{},
+		Interface: h.Interface, Config: h.ConfigFile, Strategy: h.Strategy, Namespace: shown(plan.NS(h.Target), h.Namespace),
+		Birth: shown(plan.NS(h.Birth), h.BirthNamespace), Since: &h.Since, Problems: []problem{}, Peers: []peerStatus{},
 	}
 	p, err := recordedPlace(log)
 	if err != nil {
@@ -253,6 +253,15 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 		err = t.device(ctx, s.kernel, s.local(p.Target), now)
 	}
 	return t, id.String(), err
+}
+
+// shown is a namespace for people: its name, else what the config calls it, such as
+// podman:web, and not the path of a process.
+func shown(ns plan.NS, config string) string {
+	if _, ok := ns.Name(); ok || config == "" {
+		return display(ns)
+	}
+	return config
 }
 
 // seen adds problems, with the time when each was first noted by status or by the guard.

@@ -46,6 +46,9 @@ type Begin struct {
 	Birth  string            `json:"birth,omitempty"`
 	Hooks  string            `json:"hooks,omitempty"`
 	Spaces map[string]string `json:"spaces,omitempty"`
+	// Target and Birth as the config names them.
+	Namespace      string `json:"namespace,omitempty"`
+	BirthNamespace string `json:"birthNamespace,omitempty"`
 }
 
 // State is how far a tunnel came.
