@@ -13,6 +13,7 @@ import (
 
 	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
+	"wg-quickns/test/state"
 )
 
 // TestNothingLeavesWiFi is TestNothingLeaves by Wi-Fi with WPA2, seen from the access point.
@@ -64,6 +65,13 @@ func (w *world) wifi() {
 		bed.Wait(5*time.Second, func() bool {
 			return ns.Run(t, "ip", "netns", "pids", w.NS.Name)+ns.Run(t, "ip", "netns", "pids", w.Far.Name) == ""
 		})
+		// they would go to the machine's first namespace
+		for name, n := range map[string]*ns.NS{"wgqstation": w.NS, "wgqpoint": w.Far} {
+			if err := n.Do(func() error { return hwsim(delRadio, name) }); err != nil {
+				t.Error(err)
+			}
+			bed.Wait(5*time.Second, func() bool { return n.Try("ip", "link", "show", "uplink").Code != 0 })
+		}
 	})
 	w.Far.Run("bash", "-ec", `ip addr add 192.0.2.1/24 dev uplink; ip -6 addr add 2001:db8::1/64 dev uplink nodad
 		hostapd -B -P /run/hostapd.pid /run/hostapd.conf >&2; ip link set uplink up`)
@@ -90,26 +98,48 @@ func (w *leaky) flapWiFi() {
 // radio makes a Wi-Fi device in the test's namespace.
 func radio(t *testing.T, name string) {
 	t.Helper()
-	c, err := genetlink.Dial(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	family, err := c.GetFamily("MAC80211_HWSIM")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const newRadio, radioName = 4, 17 // HWSIM_CMD_NEW_RADIO, HWSIM_ATTR_RADIO_NAME
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: radioName, Data: append([]byte(name), 0)}})
-	if err == nil { // what it answers looks like an error: its number
-		_, err = c.Send(genetlink.Message{Header: genetlink.Header{Command: newRadio, Version: 1}, Data: attrs}, family.ID, netlink.Request)
-	}
-	if err != nil {
+	if err := hwsim(newRadio, name); err != nil {
 		t.Fatal(err)
 	}
 	if !bed.Wait(5*time.Second, func() bool {
 		return exec.Command("test", "-e", "/sys/class/ieee80211/"+name+"/device/net").Run() == nil
 	}) {
 		t.Fatalf("no radio %s", name)
+	}
+}
+
+// Commands of drivers/net/wireless/mac80211_hwsim.h.
+const newRadio, delRadio = 4, 5
+
+// hwsim makes or deletes a Wi-Fi device in the thread's namespace.
+func hwsim(command uint8, name string) error {
+	c, err := genetlink.Dial(nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	family, err := c.GetFamily("MAC80211_HWSIM")
+	if err != nil {
+		return err
+	}
+	const radioName = 17 // HWSIM_ATTR_RADIO_NAME
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: radioName, Data: append([]byte(name), 0)}})
+	if err == nil { // what it answers looks like an error: the device's number
+		_, err = c.Send(genetlink.Message{Header: genetlink.Header{Command: command, Version: 1}, Data: attrs}, family.ID, netlink.Request)
+	}
+	return err
+}
+
+// TestCannotLeave: what the kernel does not let go is said before anything is done.
+func TestCannotLeave(t *testing.T) {
+	w := newWorld(t, "PhysicalInterfaces = uplink, br1\n")
+	w.NS.Run("ip", "link", "add", "br1", "type", "bridge", "vlan_filtering", "1")
+	before := w.take()
+	r := w.Up("wg0")
+	if r.Code != 1 || !strings.Contains(r.Output, "`br1' cannot leave its namespace") || strings.Contains(r.Output, "[#]") {
+		t.Errorf("up: %s", r)
+	}
+	if changed := state.Diff(before, w.take()); changed != "" {
+		t.Errorf("the state before and after:\n%s", changed)
 	}
 }
