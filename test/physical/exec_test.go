@@ -65,20 +65,20 @@ func TestBrowser(t *testing.T) {
 	ns.Run(t, "bash", "-ec", `useradd -m -u 4242 tester
 		echo 'tester ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/tester; chmod 440 /etc/sudoers.d/tester
 		mkdir -p /tmp/.X11-unix && chmod 1777 /tmp/.X11-unix
-		install -d -o tester -m 700 /run/user/4242
-		install -o tester -m 600 /dev/null /run/user/4242/xauth`)
-	defer ns.Run(t, "bash", "-c", "rm -rf /etc/sudoers.d/tester /run/user/4242; userdel -r tester")
+		install -d -o tester -m 700 /run/tester
+		install -o tester -m 600 /dev/null /run/tester/xauth`)
+	defer ns.Run(t, "bash", "-c", "rm -rf /etc/sudoers.d/tester /run/tester; userdel -r tester")
 	if err := os.WriteFile("/usr/local/bin/browser.pl", []byte(browser), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	display(t, "/run/user/4242/wayland-7")
+	display(t, "/run/tester/wayland-7")
 	display(t, "/tmp/.X11-unix/X77")
-	bus := exec.Command("setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", "dbus-daemon", "--session", "--nofork", "--nopidfile", "--address=unix:path=/run/user/4242/bus")
+	bus := exec.Command("setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", "dbus-daemon", "--session", "--nofork", "--nopidfile", "--address=unix:path=/run/tester/bus")
 	if err := bus.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer bed.End(bus)
-	if !bed.Wait(20*time.Second, func() bool { _, err := os.Stat("/run/user/4242/bus"); return err == nil }) {
+	if !bed.Wait(20*time.Second, func() bool { _, err := os.Stat("/run/tester/bus"); return err == nil }) {
 		t.Fatal("no D-Bus session")
 	}
 	ns.Run(t, "wg-quickns", "up", "wg0")
@@ -89,14 +89,14 @@ func TestBrowser(t *testing.T) {
 		{"sudo wg-quickns", ""}, // which drops the environment
 	} {
 		want := "user: 4242 tester /home/tester\ninterface: eth0\nwayland: welcome\nx11: welcome\ncookie: welcome\nbus: OK\nown: " + c.own + "\n"
-		r := ns.Try(exec.Command("runuser", "-l", "tester", "-c", `export DISPLAY=:77 WAYLAND_DISPLAY=wayland-7 XAUTHORITY=/run/user/4242/xauth XDG_RUNTIME_DIR=/run/user/4242
-			export DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/4242/bus BROWSER_OWN=kept; `+c.call+` exec wg0 -- perl /usr/local/bin/browser.pl; exit $?`))
+		r := ns.Try(exec.Command("runuser", "-u", "tester", "--", "env", "-i", "HOME=/home/tester", "USER=tester", "LOGNAME=tester", "PATH=/usr/local/bin:/usr/bin:/bin", "bash", "-c", `export DISPLAY=:77 WAYLAND_DISPLAY=wayland-7 XAUTHORITY=/run/tester/xauth XDG_RUNTIME_DIR=/run/tester
+			export DBUS_SESSION_BUS_ADDRESS=unix:path=/run/tester/bus BROWSER_OWN=kept; `+c.call+` exec wg0 -- perl /usr/local/bin/browser.pl; exit $?`))
 		if r.Code != 0 || r.Stdout != want {
 			t.Errorf("%s exec: %d\n%s%s", c.call, r.Code, r.Stdout, r.Stderr)
 		}
 	}
 	// The control: outside there is no eth0.
-	if out := ns.Run(t, "runuser", "-l", "tester", "-c", "ls /sys/class/net"); strings.Contains(out, "eth0") {
+	if out := ns.Run(t, "runuser", "-u", "tester", "--", "ls", "/sys/class/net"); strings.Contains(out, "eth0") {
 		t.Errorf("eth0 is at home: %s", out)
 	}
 }
