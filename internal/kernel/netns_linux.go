@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +14,7 @@ import (
 )
 
 // leaveWait is how long a namespace that is to be deleted waits for the last
-// processes in it to end.
+// processes in it to end; the program that served the interface may take endWait.
 const leaveWait = 500 * time.Millisecond
 
 // hasNetns says whether the named namespace is there, for a deleting step the
@@ -45,10 +46,15 @@ func (d *Doer) netns(ctx context.Context, s plan.Netns) (out plan.Outcome, err e
 	}
 	// What a hook or the link's deletion just ended may take a moment: the program
 	// that served the interface is one.
-	_, waiting := until(ctx, leaveWait, func() (bool, error) {
+	begin := time.Now()
+	_, waiting := until(ctx, endWait, func() (bool, error) {
 		err = netns.Delete(ctx, s.Name, s.ID)
 		busy := (*netns.BusyError)(nil)
-		return !errors.As(err, &busy), nil
+		if !errors.As(err, &busy) {
+			return true, nil
+		}
+		others := slices.ContainsFunc(busy.Processes, func(p netns.Process) bool { return p.Name != "wg-quickns" && p.Name != "wireguard-go" })
+		return others && time.Since(begin) > leaveWait, nil
 	})
 	err = errors.Join(err, waiting)
 	if other := (*netns.OtherError)(nil); errors.As(err, &other) {
