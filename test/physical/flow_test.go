@@ -149,7 +149,9 @@ func (w *leaky) stream() *stream {
 		w.t.Fatal(err)
 	}
 	go func() {
-		if c, err := l.Accept(); err == nil {
+		c, err := l.Accept()
+		l.Close() // which resets what was not accepted
+		if err == nil {
 			io.Copy(c, c)
 			c.Close()
 		}
@@ -158,7 +160,6 @@ func (w *leaky) stream() *stream {
 	if err := w.NS.Do(func() (err error) { s.conn, err = net.Dial("tcp", "10.77.0.1:7"); return err }); err != nil {
 		w.t.Fatal(err)
 	}
-	l.Close()
 	go func() {
 		for i := uint32(0); ; i++ {
 			sent, got := binary.BigEndian.AppendUint32(nil, i), make([]byte, 4)
