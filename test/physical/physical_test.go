@@ -206,7 +206,7 @@ var managers = []manager{
 			systemctl start NetworkManager; timeout 60 bash -c 'until nmcli device set eth0 managed yes 2>/dev/null; do sleep 1; done'
 			nmcli connection add con-name wired type ethernet ifname eth0 ipv6.method disabled >/dev/null
 			nmcli connection add con-name air type wifi ifname wlan0 ssid lab wifi-sec.key-mgmt wpa-psk wifi-sec.psk correct-horse ipv6.method disabled >/dev/null
-			nmcli -w 30 connection up wired >/dev/null; nmcli -w 30 connection up air >/dev/null
+			nmcli -w 120 connection up wired >/dev/null; nmcli -w 120 connection up air >/dev/null
 			leased eth0 192.0.2; leased wlan0 198.51.100`,
 		end: `nmcli connection delete wired; nmcli connection delete air; systemctl stop NetworkManager wpa_supplicant; ip addr flush dev eth0
 			no_access_point; : >/etc/resolv.conf`,
