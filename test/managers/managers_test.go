@@ -237,7 +237,7 @@ func (m manager) handOver(t *testing.T) {
 	leased(t, "physical", link)
 	lap("a lease in the namespace")
 	var text []byte
-	for end := time.Now().Add(30 * time.Second); !strings.Contains(string(text), "nameserver "+server+"\n"); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !strings.Contains(string(text), "nameserver "+server+"\n"); time.Sleep(50 * time.Millisecond) {
 		if text, _ = os.ReadFile(resolv); time.Now().After(end) {
 			t.Errorf("%s: %s\n%s", resolv, text, ns.Run(t, "bash", "-c", "systemctl status --no-pager wg-quickns-netif.path wg-quickns-netif; cat "+views+"/netif/state; true"))
 			break
@@ -288,7 +288,7 @@ func service(o facts.Owner, start bool, views string) plan.Step {
 // leased waits for an address.
 func leased(t *testing.T, in, link string) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		argv := []string{"-4", "addr", "show", link}
 		if in != "" {
 			argv = append([]string{"-n", in}, argv...)
