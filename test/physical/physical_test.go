@@ -60,6 +60,8 @@ wg-quickns down server 2>/dev/null || true
 ip netns pids far 2>/dev/null | xargs -r kill || true
 ip netns del far 2>/dev/null || true
 ip link del eth0 2>/dev/null || true
+ip netns del physical 2>/dev/null || true
+rm -rf /etc/netns/physical
 # else each resolvconf at home starts it, and a DHCP client that waits for that does not end
 systemctl mask --runtime --now systemd-resolved
 
