@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/dbus"
+	"golang.org/x/sys/unix"
 
 	"wg-quickns/internal/plan"
 )
@@ -138,28 +139,32 @@ func inside(ctx context.Context, c *dbus.Conn, unit string, ns plan.NS) (bool, e
 	} else if err != nil {
 		return false, err
 	}
+	pids, err := processesOf(ctx, c, unit)
+	return slices.ContainsFunc(pids, func(pid string) bool {
+		its, err := os.Stat("/proc/" + pid + "/ns/net")
+		return err == nil && os.SameFile(its, space)
+	}), err
+}
+
+// processesOf are the PIDs in a unit's control group.
+func processesOf(ctx context.Context, c *dbus.Conn, unit string) ([]string, error) {
 	p, err := c.GetUnitTypePropertyContext(ctx, unit, "Service", "ControlGroup")
 	if err != nil {
-		return false, fmt.Errorf("ask systemd for %s: %w", unit, err)
+		return nil, fmt.Errorf("ask systemd for %s: %w", unit, err)
 	}
 	group, _ := p.Value.Value().(string)
 	if group == "" {
-		return false, nil
+		return nil, nil
 	}
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/systemd"} {
 		text, err := os.ReadFile(root + group + "/cgroup.procs")
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		} else if err != nil {
-			return false, err
-		}
-		for _, pid := range strings.Fields(string(text)) {
-			if its, err := os.Stat("/proc/" + pid + "/ns/net"); err == nil && os.SameFile(its, space) {
-				return true, nil
-			}
+		if err == nil {
+			return strings.Fields(string(text)), nil
+		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) { // it is being removed
+			return nil, err
 		}
 	}
-	return false, nil
+	return nil, nil
 }
 
 // release takes a unit out of its confinement. If it runs there, since somebody has
@@ -224,6 +229,9 @@ func forget() error {
 }
 
 func reload(ctx context.Context, c *dbus.Conn) error {
+	if ending(ctx, c) { // the files that it would read go too
+		return nil
+	}
 	if err := c.ReloadContext(ctx); err != nil {
 		return fmt.Errorf("systemctl daemon-reload: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
@@ -84,7 +85,18 @@ func doService(ctx context.Context, s plan.Service) error {
 	return stop(ctx, c, s.Unit)
 }
 
+// ending says whether the machine goes down. systemd then starts nothing any more, the
+// next boot does that; and its jobs may be ordered behind the stop of the service that
+// we are, so that none can be waited for.
+func ending(ctx context.Context, c *dbus.Conn) bool {
+	state, err := c.SystemStateContext(ctx)
+	return err == nil && state.Value.Value() == "stopping"
+}
+
 func start(ctx context.Context, c *dbus.Conn, unit string) error {
+	if ending(ctx, c) {
+		return nil
+	}
 	p, err := c.GetUnitPropertyContext(ctx, unit, "NeedDaemonReload")
 	if err != nil {
 		return fmt.Errorf("ask systemd for %s: %w", unit, err)
@@ -126,7 +138,23 @@ func start(ctx context.Context, c *dbus.Conn, unit string) error {
 	return nil
 }
 
+// kill ends the processes of a unit, and leaves it to systemd to see that.
+func kill(ctx context.Context, c *dbus.Conn, unit string) error {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		c.KillUnitContext(ctx, unit, int32(signal))
+		for until := time.Now().Add(mercy); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+			if left, err := processesOf(ctx, c, unit); err != nil || len(left) == 0 {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("kill %s: it does not end", unit)
+}
+
 func stop(ctx context.Context, c *dbus.Conn, unit string) error {
+	if ending(ctx, c) {
+		return kill(ctx, c, unit)
+	}
 	units, err := sockets(ctx, c, unit)
 	if err != nil {
 		return err
