@@ -6,7 +6,7 @@ import "strings"
 func Traced(stderr string) []string {
 	var list []string
 	for line := range strings.Lines(stderr) {
-		if c, ok := strings.CutPrefix(strings.TrimSpace(line), "[#] "); ok && !strings.Contains(c, " userspace ") {
+		if _, c, ok := strings.Cut(strings.TrimSpace(line), "[#] "); ok && !strings.Contains(c, " userspace ") {
 			list = append(list, c)
 		}
 	}

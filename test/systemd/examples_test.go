@@ -166,6 +166,9 @@ func engine(t *testing.T, name string, ends ...[]string) {
 			}
 			was := within(t, inside(pid))
 			up(t, name)
+			if out := ns.Run(t, "wg-quickns", "status", name); !strings.Contains(out, " "+name+":web ") {
+				t.Errorf("status: %s", out)
+			}
 			tunnelled(t, name, inside(pid))
 			resolves(t, []string{name, "exec", "web"})
 			down(t, name)

@@ -206,3 +206,29 @@ func TestServiceGuard(t *testing.T) {
 	ns.Run(t, "systemctl", "stop", "wg-quickns@unit")
 	becomes(t, before)
 }
+
+// TestServiceBroken: no unit stays active when what its tunnel lives on is gone: the
+// process that serves it, its namespace, or its interface while there is no guard.
+func TestServiceBroken(t *testing.T) {
+	// a kernel without WireGuard
+	ns.Run(t, "bash", "-euc", "wg-quickns down server; mkdir -p /run/modprobe.d; echo install wireguard /bin/false >/run/modprobe.d/none.conf; modprobe -r wireguard")
+	t.Cleanup(func() { ns.Run(t, "bash", "-euc", "rm /run/modprobe.d/none.conf; wg-quickns up server") })
+	before := state(t)
+	for what, c := range map[string]struct{ keys, command string }{
+		"process":          {"", "pkill -KILL -xf '/usr/bin/wg-quickns userspace unit'"},
+		"process, guarded": {"RoutingStrategy = override", "pkill -KILL -xf '/usr/bin/wg-quickns userspace unit'"},
+		"namespace":        {"Namespace = kept", "ip netns delete kept"},
+		"no guard":         {"", "systemctl kill -s KILL wg-quickns-guard@unit; ip link delete unit"},
+	} {
+		tunnel(t, c.keys, "192.0.2.1:51820")
+		ns.Run(t, "systemctl", "start", "wg-quickns@unit")
+		unitIs(t, "wg-quickns-guard@unit", "active")
+		ns.Run(t, "bash", "-c", c.command)
+		unitIs(t, "wg-quickns@unit", "inactive")
+		unitIs(t, "wg-quickns-guard@unit", "inactive")
+		if t.Failed() {
+			t.Fatal(what)
+		}
+		becomes(t, before)
+	}
+}
