@@ -215,8 +215,8 @@ func TestServiceBroken(t *testing.T) {
 	t.Cleanup(func() { ns.Run(t, "bash", "-euc", "rm /run/modprobe.d/none.conf; wg-quickns up server") })
 	before := state(t)
 	for what, c := range map[string]struct{ keys, command string }{
-		"process":          {"", "pkill -KILL -xf '/usr/bin/wg-quickns userspace unit'"},
-		"process, guarded": {"RoutingStrategy = override", "pkill -KILL -xf '/usr/bin/wg-quickns userspace unit'"},
+		"process":          {"", "pkill -KILL -f '^[^ ]*wg-quickns userspace unit$'"},
+		"process, guarded": {"RoutingStrategy = override", "pkill -KILL -f '^[^ ]*wg-quickns userspace unit$'"},
 		"namespace":        {"Namespace = kept", "ip netns delete kept"},
 		"no guard":         {"", "systemctl kill -s KILL wg-quickns-guard@unit; ip link delete unit"},
 	} {
@@ -225,7 +225,6 @@ func TestServiceBroken(t *testing.T) {
 		unitIs(t, "wg-quickns-guard@unit", "active")
 		ns.Run(t, "bash", "-c", c.command)
 		unitIs(t, "wg-quickns@unit", "inactive")
-		unitIs(t, "wg-quickns-guard@unit", "inactive")
 		if t.Failed() {
 			t.Fatal(what)
 		}
