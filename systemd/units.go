@@ -141,7 +141,7 @@ func start(ctx context.Context, c *dbus.Conn, unit string) error {
 // kill ends the processes of a unit, and leaves it to systemd to see that.
 func kill(ctx context.Context, c *dbus.Conn, unit string) error {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		c.KillUnitContext(ctx, unit, int32(signal))
+		_ = c.KillUnitWithTarget(ctx, unit, dbus.All, int32(signal)) // it has no process any more, or that is seen below
 		for until := time.Now().Add(mercy); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
 			if left, err := processesOf(ctx, c, unit); err != nil || len(left) == 0 {
 				return err
