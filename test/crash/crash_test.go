@@ -105,16 +105,18 @@ func (w *world) fresh() {
 // thorough compares all there is with a function's effect on it, once: what the
 // cheap snapshots do not show must not change either.
 func (w *world) thorough(do func()) {
-	before, err := state.Take(w.NS)
-	if err != nil {
-		w.t.Fatal(err)
+	take := func() state.State {
+		// The kernel tells of a carrier up to a second late (net/core/link_watch.c).
+		bed.Wait(5*time.Second, func() bool { return !strings.Contains(w.NS.Run("ip", "link"), "NO-CARRIER") })
+		s, err := state.Take(w.NS)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return s
 	}
+	before := take()
 	do()
-	after, err := state.Take(w.NS)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if d := state.Diff(before.Without("file"), after.Without("file")); d != "" {
+	if d := state.Diff(before.Without("file"), take().Without("file")); d != "" {
 		w.t.Errorf("the whole state before and after:\n%s", d)
 	}
 }

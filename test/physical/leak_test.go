@@ -247,8 +247,8 @@ func (w *leaky) until(what, command string) {
 func (w *leaky) works() {
 	w.t.Helper()
 	for _, to := range []string{"10.77.0.1", "fd77::1"} {
-		if r := w.NS.Try("ping", "-c1", "-w15", to); r.Code != 0 { // a lost handshake is tried again after 5 s
-			w.t.Errorf("ping %s: %s%s\n%s", to, r.Stdout, r.Stderr, w.away("addr"))
+		if r := w.NS.Try("ping", "-c1", "-w30", to); r.Code != 0 { // a lease takes its time, and a lost handshake is tried again after 5 s
+			w.t.Errorf("ping %s: %s%s\n%s", to, r.Stdout, r.Stderr, w.away("addr")+w.away("route"))
 		}
 	}
 }
