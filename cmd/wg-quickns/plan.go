@@ -119,10 +119,19 @@ func (a app) planUp(ctx context.Context, arg string) ([]plan.Action, error) {
 	return all, nil
 }
 
+// forecastBirth is where there is by now what the tunnel's socket will have: what
+// `physical-netns' moves to a namespace that is yet to be made is still at home.
+func (s *session) forecastBirth() plan.NS {
+	if s.isPhysical() && s.place.spaces[s.place.Birth] == "" {
+		return s.place.Target
+	}
+	return s.place.Birth
+}
+
 // forecastMTU fills in the MTU of the ways to the endpoints, as far as they are there.
 func (s *session) forecastMTU(ctx context.Context) error {
 	f := s.forecast
-	birth := s.local(s.place.Birth)
+	birth := s.forecastBirth()
 	if s.place.Elsewhere() {
 		f.DefaultMTU = 0
 	}
@@ -130,11 +139,11 @@ func (s *session) forecastMTU(ctx context.Context) error {
 		f.PathMTU, f.DefaultMTU = strategies.PathMTU(f)
 		return nil
 	}
-	if s.place.spaces[s.place.Birth] == "" { // it is yet to be made
+	if s.place.spaces[birth] == "" { // it is yet to be made
 		return nil
 	}
 	var err error
-	f.PathMTU, err = s.kernel.PathMTU(ctx, birth, endpoints(f))
+	f.PathMTU, err = s.kernel.PathMTU(ctx, s.local(birth), endpoints(f))
 	return err
 }
 

@@ -268,7 +268,11 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 	if err := s.cfg.ResolveServices(port); err != nil {
 		return err
 	}
-	return dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &s.cfg.Device, dns.Options{Retries: retries, Log: s.warn})
+	where := s.place.Birth
+	if s.forecast != nil {
+		where = s.forecastBirth()
+	}
+	return dns.ResolveIn(ctx, string(s.local(where)), &s.cfg.Device, dns.Options{Retries: retries, Log: s.warn})
 }
 
 // gatherLink reads the facts that addresses and MTU follow from.

@@ -375,13 +375,9 @@ func journal(t *testing.T) string {
 // round is up, a look around, and down.
 func (m manager) round(t *testing.T) {
 	before, content := m.state(t), m.contents(t)
-	planned := bed.Planned(ns.Run(t, "wg-quickns", "plan", "up", "wg0"))
 	begin := time.Now()
 	said := asked(t, "up", "wg0")
 	took := time.Since(begin)
-	if did := bed.Traced(said); !slices.Equal(did, planned) {
-		t.Errorf("up did\n%s\nand not as planned\n%s", strings.Join(did, "\n"), strings.Join(planned, "\n"))
-	}
 	answers := func() bool { return ns.Try(exec.Command("ping", "-nqc1", "-W1", "203.0.113.7")).Code == 0 }
 	if !bed.Wait(30*time.Second, answers) {
 		t.Errorf("no answer through the tunnel:\n%s%s", said, ns.Run(t, "bash", "-c", "wg-quickns status; ip -n physical addr; ip -n physical route; cat /etc/netns/physical/resolv.conf")+journal(t))
