@@ -62,7 +62,7 @@ func TestBrowser(t *testing.T) {
 	static := managers[0]
 	ns.Run(t, "bash", "-ec", static.start)
 	defer ns.Run(t, "bash", "-c", static.end)
-	ns.Run(t, "bash", "-ec", `useradd -m -u 4243 tester
+	ns.Run(t, "bash", "-ec", `useradd -m -u 2424 tester
 		echo 'tester ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/tester; chmod 440 /etc/sudoers.d/tester
 		mkdir -p /tmp/.X11-unix && chmod 1777 /tmp/.X11-unix
 		install -d -o tester -m 700 /run/tester
@@ -73,7 +73,7 @@ func TestBrowser(t *testing.T) {
 	}
 	display(t, "/run/tester/wayland-7")
 	display(t, "/tmp/.X11-unix/X77")
-	bus := exec.Command("setpriv", "--reuid=4243", "--regid=4243", "--clear-groups", "dbus-daemon", "--session", "--nofork", "--nopidfile", "--address=unix:path=/run/tester/bus")
+	bus := exec.Command("setpriv", "--reuid=2424", "--regid=2424", "--clear-groups", "dbus-daemon", "--session", "--nofork", "--nopidfile", "--address=unix:path=/run/tester/bus")
 	if err := bus.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func TestBrowser(t *testing.T) {
 		{"sudo -E wg-quickns", "kept"},
 		{"sudo wg-quickns", ""}, // which drops the environment
 	} {
-		want := "user: 4243 tester /home/tester\ninterface: eth0\nwayland: welcome\nx11: welcome\ncookie: welcome\nbus: OK\nown: " + c.own + "\n"
+		want := "user: 2424 tester /home/tester\ninterface: eth0\nwayland: welcome\nx11: welcome\ncookie: welcome\nbus: OK\nown: " + c.own + "\n"
 		r := ns.Try(exec.Command("runuser", "-u", "tester", "--", "env", "-i", "HOME=/home/tester", "USER=tester", "LOGNAME=tester", "PATH=/usr/local/bin:/usr/bin:/bin", "bash", "-c", `export DISPLAY=:77 WAYLAND_DISPLAY=wayland-7 XAUTHORITY=/run/tester/xauth XDG_RUNTIME_DIR=/run/tester
 			export DBUS_SESSION_BUS_ADDRESS=unix:path=/run/tester/bus BROWSER_OWN=kept; `+c.call+` exec wg0 -- perl /usr/local/bin/browser.pl; exit $?`))
 		if r.Code != 0 || r.Stdout != want {
