@@ -182,6 +182,7 @@ var managers = []manager{
 	{
 		name:  "dhclient by ifupdown",
 		links: []string{"eth0"},
+		more:  true,
 		start: `printf 'allow-hotplug eth0\niface eth0 inet dhcp\n' >/etc/network/interfaces
 			systemctl start ifup@eth0; leased eth0 192.0.2`,
 		end:     `systemctl stop ifup@eth0; : >/etc/network/interfaces`,
