@@ -102,23 +102,16 @@ func hostWay(w *facts.Way) *facts.Way {
 	return &host
 }
 
-// families says for which families the tunnel is to be the way out.
+// families says for which families the tunnel is to be the way out, IPv4 first.
 func families(f *facts.Facts) []bool {
-	var list []bool
-	for _, p := range allowed(f) {
-		if v6 := p.Addr().Is6(); p.Bits() == 0 && !slices.Contains(list, v6) {
-			list = append(list, v6)
-		}
-	}
-	slices.SortFunc(list, func(a, b bool) int { // IPv4 first
-		if a == b {
-			return 0
-		} else if b {
-			return -1
-		}
-		return 1
+	return slices.DeleteFunc([]bool{false, true}, func(v6 bool) bool {
+		return !allows(f, func(p netip.Prefix) bool { return p.Bits() == 0 && p.Addr().Is6() == v6 })
 	})
-	return list
+}
+
+// allows says whether any of the allowed IPs is what is asked for.
+func allows(f *facts.Facts, is func(netip.Prefix) bool) bool {
+	return slices.ContainsFunc(f.Device.Peers, func(p facts.Peer) bool { return slices.ContainsFunc(p.AllowedIPs, is) })
 }
 
 func zero(v6 bool) netip.Prefix {

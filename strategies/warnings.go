@@ -45,9 +45,9 @@ func Warnings(cfg *confparse.Config, f *facts.Facts, p Place) []string {
 
 // wholes are the families that AllowedIPs hold all of, in one or in halves.
 func wholes(f *facts.Facts) []bool {
-	list, all := families(f), allowed(f)
+	list := families(f)
 	for _, v6 := range []bool{false, true} {
-		missing := func(half netip.Prefix) bool { return !slices.Contains(all, half) }
+		missing := func(half netip.Prefix) bool { return !allows(f, func(p netip.Prefix) bool { return p == half }) }
 		if !slices.Contains(list, v6) && !slices.ContainsFunc(halves(v6), missing) {
 			list = append(list, v6)
 		}
