@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -156,14 +157,14 @@ func (a app) run() int {
 		defer stop()
 		return a.status(commands[args[0]](ctx, args[1]))
 	}
-	switch {
-	case len(args) > 0 && commandUsage(args[0]) != "":
-		fmt.Fprintf(os.Stderr, commandUsage(args[0]), a.program)
-	case len(args) > 0 && args[0] != "":
-		fmt.Fprintf(os.Stderr, usage, a.program)
+	text, word := "", ""
+	if len(args) > 0 {
+		word = args[0]
+		text = commandUsage(word)
+	}
+	fmt.Fprintf(os.Stderr, cmp.Or(text, usage), a.program)
+	if text == "" && word != "" {
 		a.say("`%s' is no command", strings.Join(args, " "))
-	default:
-		fmt.Fprintf(os.Stderr, usage, a.program)
 	}
 	return 1
 }
