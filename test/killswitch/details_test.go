@@ -120,7 +120,7 @@ func TestTwo(t *testing.T) {
 	w := newWorld(t, "two")
 	w.config("KillSwitch = true", fullTunnel)
 	w.Config(t, "wg1", fmt.Sprintf("[Interface]\nPrivateKey = %s\nAddress = 10.88.0.1/24\nKillSwitch = true\n[Peer]\nPublicKey = %s\nAllowedIPs = 10.88.0.0/24\n",
-		bed.Key("other"), public("nobody")))
+		bed.Key("other"), leak.Public("nobody")))
 	p := leak.Probe(t, w.NS, w.container)
 	defer p.End()
 	for _, order := range [][]string{{"wg0", "wg1"}, {"wg1", "wg0"}} {

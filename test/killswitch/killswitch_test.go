@@ -2,10 +2,7 @@ package killswitch
 
 import (
 	"bufio"
-	"crypto/ecdh"
-	"encoding/base64"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -22,8 +19,6 @@ import (
 
 func TestMain(m *testing.M) { ns.Main(m) }
 
-var endpoint = netip.MustParseAddr("198.18.0.1")
-
 // world is a machine with a container that it routes for, and the gateway, which
 // is the tunnel's server too and sees all that leaves.
 type world struct {
@@ -33,51 +28,13 @@ type world struct {
 	capture   *leak.Capture
 }
 
-func public(private string) string {
-	raw, _ := base64.StdEncoding.DecodeString(bed.Key(private))
-	key, err := ecdh.X25519().NewPrivateKey(raw)
-	if err != nil {
-		panic(err)
-	}
-	return base64.StdEncoding.EncodeToString(key.PublicKey().Bytes())
-}
-
 func newWorld(t *testing.T, name string) *world {
-	w := &world{Bed: bed.New(t, name), t: t}
-	w.container = ns.New(t, name+"-box")
-	ns.Veth(w.NS, "box", []string{"10.99.0.1/24", "fd99::1/64"}, w.container, "eth0", []string{"10.99.0.2/24", "fd99::2/64"})
-	w.container.Run("bash", "-ec", "ip route add default via 10.99.0.1; ip -6 route add default via fd99::1")
-	w.NS.Run("bash", "-ec", `sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
-		ip -6 rule del not fwmark 77 table 77; ip rule del not fwmark 77 table 77`)
-	// the server speaks from its endpoint's address, also first: the peer must not roam
-	w.Far.Run("bash", "-ec", fmt.Sprintf("ip addr add %s/32 dev lo; ip route replace 192.0.2.0/24 dev uplink src %[1]s", endpoint))
-	w.Config(t, "srv", fmt.Sprintf(`[Interface]
-PrivateKey = %s
-ListenPort = %d
-Address = 10.77.0.1/24, fd77::1/64
-Table = off
-[Peer]
-PublicKey = %s
-AllowedIPs = 10.77.0.2/32, fd77::2/128
-`, bed.Key("server"), leak.ServerPort, public("client")))
-	w.Far.Run(w.Program, "up", "srv")
-	t.Cleanup(func() { w.Far.Run(w.Program, "down", "srv") })
-	w.capture = leak.Start(t, w.Far, "uplink")
-	return w
+	b, container := leak.Machine(t, name)
+	return &world{Bed: b, t: t, container: container, capture: leak.Serve(t, b)}
 }
 
 // config writes the machine's config; more are lines of [Interface].
-func (w *world) config(more, allowed string) {
-	w.Config(w.t, "wg0", fmt.Sprintf(`[Interface]
-PrivateKey = %s
-Address = 10.77.0.2/24, fd77::2/64
-%s
-[Peer]
-PublicKey = %s
-AllowedIPs = %s
-Endpoint = %s:%d
-`, bed.Key("client"), more, public("server"), allowed, endpoint, leak.ServerPort))
-}
+func (w *world) config(more, allowed string) { leak.Tunnel(w.t, w.Bed, more, allowed) }
 
 // line is one that a command wrote, with its time.
 type line struct {

@@ -221,7 +221,7 @@ func TestConnection(t *testing.T) {
 	s.flows(t, "guard started again")
 	w.Far.Run("ip", "link", "set", "uplink", "down")
 	time.Sleep(300 * time.Millisecond)
-	w.Far.Run("bash", "-ec", "ip link set uplink up; ip addr replace 2001:db8::1/64 dev uplink nodad; ip route replace 192.0.2.0/24 dev uplink src 198.18.0.1")
+	w.Far.Run("bash", "-ec", "ip link set uplink up; ip addr replace 2001:db8::1/64 dev uplink nodad; ip route replace 192.0.2.0/24 dev uplink src "+leak.Endpoint)
 	s.flows(t, "cable out for 0.3 s, as in suspend")
 	ns.Run(t, "ip", "netns", "del", "physical")
 	s.flows(t, "name deleted")

@@ -4,8 +4,6 @@ package physical
 
 import (
 	"bufio"
-	"crypto/ecdh"
-	"encoding/base64"
 	"fmt"
 	"os"
 	"os/exec"
@@ -53,57 +51,23 @@ type leaky struct {
 	flap    func()
 }
 
-func public(private string) string {
-	raw, _ := base64.StdEncoding.DecodeString(bed.Key(private))
-	key, err := ecdh.X25519().NewPrivateKey(raw)
-	if err != nil {
-		panic(err)
-	}
-	return base64.StdEncoding.EncodeToString(key.PublicKey().Bytes())
-}
-
 // newLeaky makes the machine; uplink, if there is one, gives it another uplink than veth.
 func newLeaky(t *testing.T, uplink func(w *leaky)) *leaky {
-	w := &leaky{world: &world{Bed: bed.New(t, "bed"), t: t}, leaked: map[string]int{}, looks: map[string]int{}, home: home}
+	b, container := leak.Machine(t, "bed")
+	w := &leaky{world: &world{Bed: b, t: t}, leaked: map[string]int{}, looks: map[string]int{}, home: home}
 	w.flap = w.flapEthernet
-	container := ns.New(t, "box")
-	ns.Veth(w.NS, "box", []string{"10.99.0.1/24", "fd99::1/64"}, container, "eth0", []string{"10.99.0.2/24", "fd99::2/64"})
-	container.Run("bash", "-ec", "ip route add default via 10.99.0.1; ip -6 route add default via fd99::1")
-	w.NS.Run("bash", "-ec", `sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
-		ip -6 rule del not fwmark 77 table 77; ip rule del not fwmark 77 table 77`)
 	if uplink != nil {
 		uplink(w)
 	}
-	w.Far.Run("bash", "-ec", "ip addr add 198.18.0.1/32 dev lo; ip route replace 192.0.2.0/24 dev uplink src 198.18.0.1")
-	w.Config(t, "srv", fmt.Sprintf(`[Interface]
-PrivateKey = %s
-ListenPort = %d
-Address = 10.77.0.1/24, fd77::1/64
-Table = off
-[Peer]
-PublicKey = %s
-AllowedIPs = 10.77.0.2/32, fd77::2/128
-`, bed.Key("server"), leak.ServerPort, public("client")))
-	w.Far.Run(w.Program, "up", "srv")
-	t.Cleanup(func() { w.Far.Run(w.Program, "down", "srv") })
+	w.capture = leak.Serve(t, b)
 	w.tunnel("")
-	w.capture = leak.Start(t, w.Far, "uplink")
 	w.probes = leak.Probe(t, w.NS, container)
 	return w
 }
 
 // tunnel writes the config; keys are lines of [Interface].
 func (w *leaky) tunnel(keys string) {
-	w.Config(w.t, "wg0", fmt.Sprintf(`[Interface]
-PrivateKey = %s
-Address = 10.77.0.2/24, fd77::2/64
-RoutingStrategy = physical-netns
-%s
-[Peer]
-PublicKey = %s
-AllowedIPs = 0.0.0.0/0, ::/0
-Endpoint = 198.18.0.1:%d
-`, bed.Key("client"), keys, public("server"), leak.ServerPort))
+	leak.Tunnel(w.t, w.Bed, "RoutingStrategy = physical-netns\n"+keys, "0.0.0.0/0, ::/0")
 }
 
 // control checks that every kind of probe is seen at the gateway without the tunnel.
@@ -274,7 +238,7 @@ func (w *leaky) flapEthernet() {
 		ip -n physical route replace default via 192.0.2.1; ip -n physical addr replace 2001:db8::2/64 dev uplink nodad`)
 	w.Far.Run("ip", "link", "set", "uplink", "down")
 	time.Sleep(hold / 2)
-	w.Far.Run("bash", "-ec", "ip link set uplink up; ip addr replace 2001:db8::1/64 dev uplink nodad; ip route replace 192.0.2.0/24 dev uplink src 198.18.0.1")
+	w.Far.Run("bash", "-ec", "ip link set uplink up; ip addr replace 2001:db8::1/64 dev uplink nodad; ip route replace 192.0.2.0/24 dev uplink src "+leak.Endpoint)
 }
 
 // inside leaves a process in the physical namespace.
@@ -347,8 +311,11 @@ func (w *leaky) broken(steps []string, trial int) {
 // uplink is held until down, or an up that failed, brings it home. With WGQ_PHYSICAL_FULL=1
 // each thing happens 20 times.
 func TestNothingLeaves(t *testing.T) {
-	w := newLeaky(t, nil)
-	steps := w.Steps(t, "up", "wg0")
+	newLeaky(t, nil).nothingLeaves()
+}
+
+func (w *leaky) nothingLeaves() {
+	steps := w.Steps(w.t, "up", "wg0")
 	w.wants(0, "down", "wg0")
 	for i := range trials() {
 		w.life(i)

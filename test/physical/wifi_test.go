@@ -18,17 +18,10 @@ import (
 
 // TestNothingLeavesWiFi is TestNothingLeaves by Wi-Fi with WPA2, seen from the access point.
 func TestNothingLeavesWiFi(t *testing.T) {
-	w := newLeaky(t, func(w *leaky) {
+	newLeaky(t, func(w *leaky) {
 		w.wifi()
 		w.home, w.flap = "iw phy wgqstation set netns 1", w.flapWiFi
-	})
-	steps := w.Steps(t, "up", "wg0")
-	w.wants(0, "down", "wg0")
-	for i := range trials() {
-		w.life(i)
-		w.broken(steps, i)
-	}
-	w.report()
+	}).nothingLeaves()
 }
 
 // TestComesHomeWiFi is TestComesHome by Wi-Fi.
