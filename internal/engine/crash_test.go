@@ -3,6 +3,7 @@ package engine_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -51,17 +52,23 @@ func TestKilledUp(t *testing.T) {
 					}
 					return l
 				}
-				l := die()
-				l.mustDown()
-				l.isBefore("down after up killed at %d/%d", i, kill)
-				l = die()
-				l.mustUp()
-				l.isUp("up after up killed at %d/%d", i, kill)
-				l.mustDown()
-				l.isBefore("up, down after up killed at %d/%d", i, kill)
+				recovers(die, fmt.Sprintf("up killed at %d/%d", i, kill))
 			}
 		}
 	})
+}
+
+// recovers checks that down restores the world after a death, and that a new up does
+// without a down.
+func recovers(die func() *lab, what string) {
+	l := die()
+	l.mustDown()
+	l.isBefore("down after %s", what)
+	l = die()
+	l.mustUp()
+	l.isUp("up after %s", what)
+	l.mustDown()
+	l.isBefore("up, down after %s", what)
 }
 
 func TestKilledDown(t *testing.T) {
@@ -82,14 +89,7 @@ func TestKilledDown(t *testing.T) {
 					}
 					return l
 				}
-				l := die()
-				l.mustDown()
-				l.isBefore("down after down killed at %d/%d", i, kill)
-				l = die()
-				l.mustUp()
-				l.isUp("up after down killed at %d/%d", i, kill)
-				l.mustDown()
-				l.isBefore("up, down after down killed at %d/%d", i, kill)
+				recovers(die, fmt.Sprintf("down killed at %d/%d", i, kill))
 			}
 		}
 	})
