@@ -220,9 +220,9 @@ func coverEtc(own string) error {
 		if cover[e.Name()] {
 			continue
 		}
-		if e.Type()&fs.ModeSymlink != 0 {
-			err = copyLink(etc, e.Name(), "/etc")
-		} else {
+		// not by e.Type(): a link may have taken a file's place since, or a file a link's
+		err = copyLink(etc, e.Name(), "/etc")
+		if err == unix.EINVAL { // readlink(2): no link
 			err = bind(int(etc.Fd()), e.Name(), "/etc")
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
