@@ -148,6 +148,34 @@ func TestReplaced(t *testing.T) {
 
 // TestEtc: but for what is covered, /etc is the machine's; a write to it arrives
 // there or fails.
+// TestReplacedMeanwhile: a file becomes a link, and back, while a hook's own /etc
+// is made.
+func TestReplacedMeanwhile(t *testing.T) {
+	n := blue(t, map[string]string{"resolv.conf": "nameserver 10.0.0.53\n"})
+	stop, stopped := make(chan bool), make(chan bool)
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				os.Remove("/etc/turning")
+				return
+			default:
+				os.WriteFile("/etc/turning.new", nil, 0o644)
+				os.Rename("/etc/turning.new", "/etc/turning")
+				os.Symlink("hosts", "/etc/turning.new")
+				os.Rename("/etc/turning.new", "/etc/turning")
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for range 50 {
+		if got := in(t, n.Path(), "cat /etc/resolv.conf"); got != (ns.Result{Stdout: "nameserver 10.0.0.53\n"}) {
+			t.Fatalf("got %+v", got)
+		}
+	}
+}
+
 func TestEtc(t *testing.T) {
 	write(t, "/etc/resolv.conf", "nameserver 192.0.2.1\n")
 	write(t, "/etc/note", "old\n")
