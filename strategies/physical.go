@@ -75,6 +75,48 @@ func Newcomers(cfg *confparse.Config, all []facts.Interface, ready func(index in
 	})
 }
 
+// Returned is for what went and is at home again, as a USB device that was pulled out and
+// plugged in: the standing steps that take it away once more and give it what it had there,
+// and start those again that are for it alone. Who configures all there are sees it come.
+func Returned(all []facts.Interface, standing []Standing, ready func(index int) bool) (again []Standing) {
+	back := make(map[string]bool) // by name
+	done := make(map[string]bool) // it may stand twice: once as a newcomer's
+	restart := func(s Standing, stop plan.Step, links []string) {
+		if key := stop.Commands()[0]; len(links) == 1 && back[links[0]] && !done[key] {
+			again, done[key] = append(again, Standing{s.ID, plan.Action{NS: s.NS, Do: stop}}, s), true
+		}
+	}
+	for _, s := range standing {
+		switch do := s.Do.(type) {
+		case plan.Move:
+			links := do.Links
+			do.Links = nil
+			for _, l := range links {
+				i := slices.IndexFunc(all, func(o facts.Interface) bool { return o.Name == l.Name && o.Kind == l.Kind && o.MAC == l.MAC })
+				if i >= 0 && all[i].Fixed == "" && ready(all[i].Index) && !back[l.Name] {
+					do.Links, do.Phy, back[l.Name] = append(do.Links, l), all[i].Phy, true
+				}
+			}
+			if s.Do = do; len(do.Links) > 0 {
+				again = append(again, s)
+			}
+		case plan.Settle:
+			if name := do.Link.Name; back[name] && !done[name] {
+				again, done[name] = append(again, s), true
+			}
+		case plan.Service:
+			if do.Start && strings.Contains(do.Unit, "@") {
+				restart(s, plan.Service{Unit: do.Unit}, do.Links)
+			}
+		case plan.Client:
+			if do.Start {
+				restart(s, plan.Client{Client: do.Client}, do.Links)
+			}
+		}
+	}
+	return again
+}
+
 // bound says whether two interfaces can only be in the same namespace.
 func bound(a, b facts.Interface) bool {
 	return a.Phy != nil && b.Phy != nil && a.Phy.Index == b.Phy.Index ||
@@ -118,10 +160,10 @@ func Physical(list []facts.Interface, h Hosted, p Place) []plan.Action {
 	for _, o := range slices.Backward(h.Owners) {
 		why := "it configures " + strings.Join(o.Links, " and ") + ", and lets go"
 		if o.Client != nil {
-			add(p.Target, why, plan.Client{Client: *o.Client}, plan.Client{Client: *o.Client, Start: true})
+			add(p.Target, why, plan.Client{Client: *o.Client}, plan.Client{Client: *o.Client, Start: true, Links: o.Links})
 			continue
 		}
-		add("", why, plan.Service{Unit: o.Unit}, free(o), plan.Service{Unit: o.Unit, Start: true})
+		add("", why, plan.Service{Unit: o.Unit}, free(o), plan.Service{Unit: o.Unit, Start: true, Links: o.Links})
 	}
 	managed := func(l facts.Interface) bool {
 		return slices.ContainsFunc(h.Owners, func(o facts.Owner) bool { return o.Addresses && slices.Contains(o.Links, l.Name) })
@@ -164,10 +206,10 @@ func Physical(list []facts.Interface, h Hosted, p Place) []plan.Action {
 	for _, o := range h.Owners {
 		why := "it configures " + strings.Join(o.Links, " and ")
 		if o.Client != nil {
-			add(p.Birth, why, plan.Client{Client: *o.Client, Views: h.Views, Start: true}, plan.Client{Client: *o.Client, Views: h.Views})
+			add(p.Birth, why, plan.Client{Client: *o.Client, Views: h.Views, Start: true, Links: o.Links}, plan.Client{Client: *o.Client, Views: h.Views})
 			continue
 		}
-		add("", why, plan.Service{Unit: o.Unit, Start: true}, plan.Service{Unit: o.Unit})
+		add("", why, plan.Service{Unit: o.Unit, Start: true, Links: o.Links}, plan.Service{Unit: o.Unit})
 	}
 	return actions
 }

@@ -125,3 +125,47 @@ rm /etc/netns/physical/resolv.conf`, "\n")
 		t.Errorf("undo\n%s", strings.Join(undo, "\n"))
 	}
 }
+
+// TestReturned: what is home again goes away by the steps that stand, with those who configure
+// it alone; what only has its name does not.
+func TestReturned(t *testing.T) {
+	all := laptop()
+	h := Hosted{Owners: []facts.Owner{
+		{Unit: "wpa_supplicant@wlan0.service", Links: []string{"wlan0"}},
+		{Unit: "wpa_supplicant.service", Links: []string{"wlan0"}},
+		{Client: &facts.Client{Args: []string{"dhclient", "wlan0"}}, Links: []string{"wlan0"}},
+		{Client: &facts.Client{Args: []string{"dhclient", "eth0"}}, Links: []string{"eth0"}},
+	}}
+	var up []Standing
+	for range 2 { // it was plugged in before, as a newcomer
+		for _, a := range Physical(all[:3], h, Place{Birth: plan.Named("physical"), Bare: true}) {
+			up = append(up, Standing{len(up), a})
+		}
+	}
+	back := laptop()[1:2]
+	back[0].Index, back[0].Phy = 9, &facts.Phy{Index: 3, Name: "phy3"}
+	for _, c := range []struct {
+		change func(l *facts.Interface)
+		want   string
+	}{
+		{func(*facts.Interface) {}, `iw phy phy3 set netns name physical
+ip -n physical link set dev wlan0 mtu 1500 up
+systemctl stop wpa_supplicant@wlan0.service
+systemctl start wpa_supplicant@wlan0.service
+ip netns exec physical pkill -f dhclient wlan0
+ip netns exec physical dhclient wlan0`},
+		{func(l *facts.Interface) { l.MAC = "02:00:00:00:00:09" }, ""},
+		{func(l *facts.Interface) { l.Fixed = "its driver says no" }, ""},
+		{func(l *facts.Interface) { l.Index = 10 }, ""},
+	} {
+		l := slices.Clone(back)
+		c.change(&l[0])
+		var got []string
+		for _, a := range Returned(l, up, func(index int) bool { return index == 9 }) {
+			got = append(got, plan.Trace(a.NS, a.Do)...)
+		}
+		if text := strings.Join(got, "\n"); text != c.want {
+			t.Errorf("got\n%s\nwant\n%s", text, c.want)
+		}
+	}
+}

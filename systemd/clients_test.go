@@ -198,6 +198,11 @@ func TestClientFails(t *testing.T) {
 	if _, err := d.Do(context.Background(), "", plan.Client{Client: c, Start: true}); err == nil || !strings.Contains(err.Error(), "start udhcpc: exit status 3") {
 		t.Errorf("%v", err)
 	}
+	for link, fails := range map[string]bool{"lo": true, "nothing": false} { // to start it in vain is no error where its interface is gone
+		if _, err := d.Do(context.Background(), "", plan.Client{Client: c, Start: true, Links: []string{link}}); (err != nil) != fails {
+			t.Errorf("for %s: %v", link, err)
+		}
+	}
 	c = facts.Client{Exe: bash, Args: []string{"udhcpc", "-c", "trap '' TERM; id >/run/id; while :; do sleep 0.01; done"}, Dir: "/run", UID: 65534, GID: 65534, Groups: []int{7, 8}}
 	os.Chmod("/run", 0o777)
 	defer os.Chmod("/run", 0o755)

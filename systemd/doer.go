@@ -3,6 +3,8 @@ package systemd
 import (
 	"context"
 	"fmt"
+	"net"
+	"slices"
 
 	"wg-quickns/internal/plan"
 	"wg-quickns/internal/proc"
@@ -28,7 +30,8 @@ func (Doer) Exists(ctx context.Context, ns plan.NS, s plan.Step) (bool, error) {
 	return false, fmt.Errorf("systemd cannot look for a %s", s.Kind())
 }
 
-// Do does a step. To stop what does not run succeeds, as does to start what runs.
+// Do does a step. To stop what does not run succeeds, as does to start what runs, and to
+// start in vain what is for interfaces that are gone.
 func (Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
 	switch s := s.(type) {
 	case plan.Views:
@@ -39,9 +42,26 @@ func (Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, erro
 	case plan.Confine:
 		return plan.Outcome{}, doConfine(ctx, s)
 	case plan.Service:
-		return plan.Outcome{}, doService(ctx, s)
+		return plan.Outcome{}, unlessGone(ns, s.Start, s.Links, doService(ctx, s))
 	case plan.Client:
-		return plan.Outcome{}, doClient(ctx, ns, s)
+		return plan.Outcome{}, unlessGone(ns, s.Start, s.Links, doClient(ctx, ns, s))
 	}
 	return plan.Outcome{}, fmt.Errorf("systemd does no %s", s.Kind())
+}
+
+// unlessGone is the error of a step, but for a start without any of the interfaces that it
+// is for: who configures one that was pulled out has nothing to do.
+func unlessGone(ns plan.NS, start bool, links []string, err error) error {
+	if err == nil || !start || len(links) == 0 {
+		return err
+	}
+	gone := false
+	_ = proc.Within(string(ns), func() error { // if that fails the error stands
+		gone = !slices.ContainsFunc(links, func(l string) bool { _, err := net.InterfaceByName(l); return err == nil })
+		return nil
+	})
+	if gone {
+		return nil
+	}
+	return err
 }

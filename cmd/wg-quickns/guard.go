@@ -178,6 +178,7 @@ type guard struct {
 	retry    map[confparse.Key]retry
 	fights   map[string]fight
 	vanished bool
+	lost     []string // interfaces that were away and are gone
 }
 
 type retry struct {
@@ -380,7 +381,17 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		return 0, err
 	}
 	if s.place.Bare {
-		fresh, err := s.newcomers(ctx)
+		lost, err := s.lost(ctx, entries, rep)
+		if err != nil {
+			return 0, err
+		}
+		for _, name := range lost {
+			if !slices.Contains(g.lost, name) {
+				g.say("interface `%s' is gone (hint: was it pulled out? It is moved again when it is plugged in)", name)
+			}
+		}
+		g.lost = lost
+		fresh, err := s.newcomers(ctx, rep.Again)
 		if err != nil {
 			return 0, err
 		}
@@ -403,7 +414,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		return !r.Gateway.Is6() || !r.Dst.IsSingleIP() || !slices.ContainsFunc(g.ends, func(e netip.AddrPort) bool { return e.Addr() == r.Dst.Addr() })
 	})
 	g.moves = nil
-	return g.next(s.strategy()), errors.Join(err, g.note(ctx, s, left || err != nil), s.log.Compact())
+	return g.next(s.strategy()), errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost) > 0), s.log.Compact())
 }
 
 // note tells status what stays wrong, or that nothing does any more.
@@ -457,7 +468,15 @@ func (s *session) broken(ctx context.Context, moves ...move) (strategies.Repair,
 			hosts = append(hosts, v.Route.Dst)
 		}
 	}
-	return strategies.Guard(cfg, f, s.place.Place, standing(entries), s.log.Known(), hosts), entries, f, nil
+	rep := strategies.Guard(cfg, f, s.place.Place, standing(entries), s.log.Known(), hosts)
+	if s.place.Bare {
+		back, err := s.returned(ctx, entries)
+		if err != nil {
+			return strategies.Repair{}, nil, nil, err
+		}
+		rep.Again = append(rep.Again, back...)
+	}
+	return rep, entries, f, nil
 }
 
 // standing are entries of the journal as the strategies take them.

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/facts"
+	"wg-quickns/internal/journal"
 	"wg-quickns/internal/plan"
 	"wg-quickns/strategies"
 	"wg-quickns/systemd"
@@ -95,8 +97,53 @@ func (s *session) away(ctx context.Context, list []facts.Interface) ([]plan.Acti
 	return strategies.Physical(list, h, s.place.Place), nil
 }
 
-// newcomers plans the way of what was plugged in since `up`.
-func (s *session) newcomers(ctx context.Context) ([]plan.Action, error) {
+// returned finds what is to be taken away again, and who has it at home.
+func (s *session) returned(ctx context.Context, entries []journal.Entry) ([]strategies.Standing, error) {
+	all, err := s.kernel.Interfaces(ctx, s.local(s.place.Target))
+	if err != nil {
+		return nil, err
+	}
+	again := strategies.Returned(all, standing(entries), namedByUdev)
+	var links []facts.Interface
+	for _, a := range again {
+		if m, ok := a.Do.(plan.Move); ok {
+			links = append(links, m.Links...)
+		}
+	}
+	if len(links) == 0 || s.cfg != nil && s.cfg.PhysicalServices != nil {
+		return again, nil
+	}
+	owners, err := s.owners(ctx, s.place.Target, links)
+	if len(owners) > 0 { // they go along, as a newcomer's
+		again = nil
+	}
+	return again, err
+}
+
+// lost names the interfaces that are neither away nor to be taken there again.
+func (s *session) lost(ctx context.Context, entries []journal.Entry, rep strategies.Repair) (names []string, err error) {
+	for _, e := range entries {
+		m, ok := e.Do.(plan.Move)
+		if !ok || m.Home || slices.ContainsFunc(rep.Again, func(a strategies.Standing) bool { return a.ID == e.ID }) {
+			continue
+		}
+		there := false
+		if !s.gone(m.To) {
+			if there, err = s.kernel.Exists(ctx, s.local(e.NS), s.place.relocated(m)); err != nil {
+				return nil, err
+			}
+		}
+		for _, l := range m.Links {
+			if !there && !slices.Contains(names, l.Name) {
+				names = append(names, l.Name)
+			}
+		}
+	}
+	return names, nil
+}
+
+// newcomers plans the way of what was plugged in since `up`, but for what is Returned.
+func (s *session) newcomers(ctx context.Context, again []strategies.Standing) ([]plan.Action, error) {
 	cfg := s.cfg
 	if cfg == nil {
 		cfg = &confparse.Config{}
@@ -105,7 +152,12 @@ func (s *session) newcomers(ctx context.Context) ([]plan.Action, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := strategies.Newcomers(cfg, all, namedByUdev)
+	list := slices.DeleteFunc(strategies.Newcomers(cfg, all, namedByUdev), func(l facts.Interface) bool {
+		return slices.ContainsFunc(again, func(a strategies.Standing) bool {
+			m, ok := a.Do.(plan.Move)
+			return ok && slices.ContainsFunc(m.Links, func(o facts.Interface) bool { return o.Name == l.Name })
+		})
+	})
 	if len(list) == 0 {
 		return nil, nil
 	}

@@ -275,11 +275,18 @@ func (t *tunnelStatus) seen(log *journal.Journal, now time.Time, wrong ...string
 
 // problems lists what is not as up made it.
 func (s *session) problems(ctx context.Context) ([]string, error) {
-	rep, _, _, err := s.broken(ctx)
+	rep, entries, _, err := s.broken(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lost, err := s.lost(ctx, entries, rep)
 	if err != nil {
 		return nil, err
 	}
 	var wrong []string
+	for _, name := range lost {
+		wrong = append(wrong, "interface "+name+" is gone (hint: was it pulled out?)")
+	}
 	add := func(text string, ns plan.NS, do plan.Step) {
 		c := plan.Trace(ns, do)
 		if len(c) > 1 {
@@ -288,6 +295,14 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 		wrong = append(wrong, text+": "+c[0])
 	}
 	for _, again := range rep.Again {
+		if m, ok := again.Do.(plan.Move); ok {
+			for _, l := range m.Links {
+				wrong = append(wrong, "interface "+l.Name+" is at home again (hint: guard moves it)")
+			}
+		}
+		if plan.Physical(again.Do) {
+			continue
+		}
 		if k := again.Do.Kind(); k == plan.KindNft || shut(again.Do) { // the kernel alone can tell
 			there, err := s.kernel.Exists(ctx, s.local(again.NS), again.Do)
 			if err != nil {

@@ -400,16 +400,6 @@ func (d *Doer) moveHome(ctx context.Context, to *space, s plan.Move) error {
 				return false, err
 			}
 		}
-		for _, l := range left {
-			if err := to.free(l, s.To, nic{}); err != nil {
-				// The kernel may have brought it itself since.
-				now, nerr := to.nics(ctx)
-				if _, found := find(now, l); nerr == nil && found {
-					return false, nil
-				}
-				return false, errors.Join(err, nerr)
-			}
-		}
 		numbers := map[int]bool{}
 		for _, l := range left {
 			numbers[l.Index] = !slices.ContainsFunc(home, func(n nic) bool { return n.Index == l.Index })
@@ -422,9 +412,19 @@ func (d *Doer) moveHome(ctx context.Context, to *space, s plan.Move) error {
 			var going []nic
 			var as []facts.Interface
 			for _, l := range left {
-				if n, found := find(list, l); found {
-					going, as = append(going, n), append(as, l)
+				n, found := find(list, l)
+				if !found { // whoever has the name of one that is gone may keep it
+					continue
 				}
+				if err := to.free(l, s.To, nic{}); err != nil {
+					// The kernel may have brought it itself since.
+					now, nerr := to.nics(ctx)
+					if _, found := find(now, l); nerr == nil && found {
+						return false, nil
+					}
+					return false, errors.Join(err, nerr)
+				}
+				going, as = append(going, n), append(as, l)
 			}
 			if err := sp.carry(ctx, to, going, as, numbers); err != nil {
 				return false, err

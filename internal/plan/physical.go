@@ -188,6 +188,8 @@ func (s Confine) Commands() []string {
 type Service struct {
 	Unit  string `json:"unit"`
 	Start bool   `json:"start"`
+	// Links are the interfaces that it configures: to start it fails in vain where none of them is.
+	Links []string `json:"links,omitempty"`
 }
 
 func (Service) Kind() string { return KindService }
@@ -203,8 +205,9 @@ func (s Service) Commands() []string {
 // in the step's namespace.
 type Client struct {
 	facts.Client
-	Views string `json:"views,omitempty"` // the folder of Views; "": as the caller sees things
-	Start bool   `json:"start"`
+	Views string   `json:"views,omitempty"` // the folder of Views; "": as the caller sees things
+	Start bool     `json:"start"`
+	Links []string `json:"links,omitempty"` // as Service's
 }
 
 func (Client) Kind() string { return KindClient }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -203,6 +204,12 @@ func (b *Bed) Start(env []string, argv ...string) (*Process, error) {
 
 // Signal sends a signal to the command alone.
 func (p *Process) Signal(sig syscall.Signal) { p.cmd.Process.Signal(sig) }
+
+// Says is what the command has said so far.
+func (p *Process) Says() string {
+	text, _ := io.ReadAll(io.NewSectionReader(p.output, 0, math.MaxInt64))
+	return string(text)
+}
 
 // Wait waits for the command's end.
 func (p *Process) Wait() Result {

@@ -234,35 +234,78 @@ func TestConnection(t *testing.T) {
 	guard.Wait()
 }
 
-// TestReplugged: a USB device that comes again, as after suspend, is a new one: the guard
-// moves it, and down brings it home with what the old one had.
+// TestReplugged: a USB device that comes again, as after suspend, is new to the kernel. The
+// guard says that it is gone, moves it when it comes and gives it what it had, and down brings
+// it home. Another device of its name has nothing of it.
 func TestReplugged(t *testing.T) {
-	w := newWorld(t, "PhysicalInterfaces = uplink\n")
-	look := func() string {
-		return w.NS.Run("bash", "-ec", "ip -br link; ip -br addr; ip route; ip route show table 77; ip -6 route | grep -v fe80")
+	for what, guarded := range map[string]bool{"the same": true, "the same, with no guard": false, "another": true, "another, with no guard": false} {
+		t.Run(what, func(t *testing.T) {
+			newWorld(t, "PhysicalInterfaces = uplink\n").replugged(strings.HasPrefix(what, "the same"), guarded)
+		})
 	}
+}
+
+func (w *world) replugged(same, guarded bool) {
+	t := w.t
 	number := regexp.MustCompile(`@if[0-9]+`)
-	before := look()
-	mac := strings.TrimSpace(w.NS.Run("cat", "/sys/class/net/uplink/address"))
-	w.up()
-	guard := w.guard()
-	time.Sleep(hold)
-	w.away("link", "del", "uplink")
-	time.Sleep(hold)
-	w.NS.Run("ip", "link", "add", "uplink", "index", "77", "address", mac, "type", "veth", "peer", "name", "uplink", "netns", w.Far.Name)
-	w.Far.Run("ip", "link", "set", "uplink", "up")
-	if !bed.Wait(5*time.Second, func() bool { return strings.Contains(w.away("link"), " uplink") }) {
-		t.Errorf("the guard leaves it where it is:\n%s", w.NS.Run("ip", "link"))
+	look := func(at string) string {
+		return number.ReplaceAllString(ns.Run(t, "bash", "-ec", "at() { ip -n "+at+` "$@"; }
+			at -br link show uplink; at -br addr show uplink; at route; at route show table 77; at -6 route | grep -v fe80 || true`), "")
 	}
-	w.wants(0, "netns 1", "down", "wg0")
-	if r := guard.Wait(); r.Code != 0 {
-		t.Errorf("guard: %s", r)
+	before := look("bed")
+	mac := strings.TrimSpace(w.NS.Run("cat", "/sys/class/net/uplink/address"))
+	if !same {
+		mac = "02:00:00:00:77:77"
+	}
+	w.up()
+	away := look("physical")
+	var guard *bed.Process
+	if guarded {
+		guard = w.guard()
+		time.Sleep(hold)
+	}
+	times := 1
+	if guarded && same {
+		times = 2
+	}
+	for i := range times {
+		w.away("link", "del", "uplink")
+		if guarded && !bed.Wait(5*time.Second, func() bool { return strings.Count(guard.Says(), "interface `uplink' is gone") == i+1 }) {
+			t.Errorf("it is gone, and the guard says %s", guard.Says())
+		}
+		const gone = "wg0: interface uplink is gone"
+		if r := (bed.Result{}); !bed.Wait(5*time.Second, func() bool {
+			r = w.Run(nil, w.Program, "status", "wg0")
+			return r.Code == 4 && strings.Contains(r.Output, gone)
+		}) {
+			t.Errorf("status: %s", r)
+		}
+		w.NS.Run("ip", "link", "add", "uplink", "address", mac, "type", "veth", "peer", "name", "uplink", "netns", w.Far.Name)
+		w.Far.Run("ip", "link", "set", "uplink", "up")
+		if guarded && !bed.Wait(5*time.Second, func() bool {
+			return strings.Contains(w.away("link"), " uplink") && w.NS.Try("ip", "link", "show", "uplink").Code != 0
+		}) {
+			t.Errorf("the guard leaves it where it is:\n%s", w.NS.Run("ip", "link"))
+		}
+		now := ""
+		if guarded && same && !bed.Wait(5*time.Second, func() bool { now = look("physical"); return now == away }) {
+			t.Errorf("away it has\n%s, and had\n%s", now, away)
+		}
+	}
+	w.wants(0, map[bool]string{true: "netns 1"}[guarded], "down", "wg0")
+	if guarded {
+		if r := guard.Wait(); r.Code != 0 {
+			t.Errorf("guard: %s", r)
+		}
 	}
 	after := ""
-	if !bed.Wait(2*time.Second, func() bool {
-		after = look()
-		return number.ReplaceAllString(after, "") == number.ReplaceAllString(before, "")
-	}) {
+	if same && !bed.Wait(2*time.Second, func() bool { after = look("bed"); return after == before }) {
 		t.Errorf("now\n%sbefore\n%s", after, before)
+	}
+	if out := w.NS.Run("ip", "addr", "show", "uplink"); !same && (!strings.Contains(out, mac) || strings.Contains(out, "inet") || strings.Contains(out, "alias")) {
+		t.Errorf("the other: %s", out)
+	}
+	if out := ns.Run(t, "ls", "/run/netns", "/run/wg-quickns"); strings.Contains(out, "physical") || strings.Contains(out, "wg0") {
+		t.Errorf("left: %s", out)
 	}
 }

@@ -127,8 +127,9 @@ func TestTaken(t *testing.T) {
 	w.home()
 }
 
-// TestComesHome: after a kill at each step, a process left inside and a name taken, the next
-// down brings the interface home with all that it had. With WGQ_PHYSICAL_FULL=1 at every step.
+// TestComesHome: after a kill at each step, a process left inside, a name taken and the like,
+// the next down brings the interface home with all that it had, and it works. With
+// WGQ_PHYSICAL_FULL=1 at every step, and more than 200 times in all.
 func TestComesHome(t *testing.T) { newWorld(t, "").comesHome() }
 
 func (w *world) comesHome() {
@@ -144,6 +145,9 @@ func (w *world) comesHome() {
 		if now := look(); now != before {
 			w.t.Errorf("%s: now\n%sbefore\n%s", what, now, before)
 		}
+		if r := w.NS.Try("ping", "-nqc1", "-w60", "192.0.2.1"); r.Code != 0 {
+			w.t.Errorf("%s: no answer: %s%s", what, r.Stdout, r.Stderr)
+		}
 		if w.t.Failed() {
 			w.t.Fatalf("%s: %d of %d came home", what, good, all)
 		}
@@ -152,7 +156,7 @@ func (w *world) comesHome() {
 	counts := map[string]int{"up": len(w.Steps(w.t, "up", "wg0")), "down": len(w.Steps(w.t, "down", "wg0"))}
 	every, rounds := 9, 1
 	if full() {
-		every, rounds = 1, 3
+		every, rounds = 1, 4
 	}
 	for range rounds {
 		for command, count := range counts {
@@ -182,6 +186,25 @@ func (w *world) comesHome() {
 			w.wants(1, "sleep (PID", "down", "wg0")
 			bed.End(sleep)
 			w.wants(0, "", "down", "wg0")
+		})
+		trial("the guard is killed", func() {
+			w.up()
+			guard := w.guard()
+			time.Sleep(hold)
+			guard.Signal(syscall.SIGKILL)
+			guard.Wait()
+			w.wants(0, "netns 1", "down", "wg0")
+		})
+		trial("the namespace loses its name", func() {
+			w.up()
+			ns.Run(w.t, "ip", "netns", "del", "physical")
+			w.wants(0, "netns 1", "down", "wg0")
+		})
+		trial("it has another name and address there", func() {
+			w.up()
+			w.away("link", "set", "uplink", "down")
+			w.away("link", "set", "uplink", "name", "other", "address", "02:00:00:00:77:77")
+			w.wants(0, "netns 1", "down", "wg0")
 		})
 	}
 	w.t.Logf("came home: %d of %d", good, all)

@@ -39,14 +39,9 @@ func (w *world) wifi() {
 	t.Helper()
 	w.NS.Run("ip", "link", "del", "uplink")
 	_ = exec.Command("modprobe", "-q", "mac80211_hwsim", "radios=0").Run() // it may be built in
-	for _, name := range []string{"wgqstation", "wgqpoint"} {
-		radio(t, name)
-	}
-	ns.Run(t, "bash", "-ec", `for p in wgqstation:bed wgqpoint:bed-far; do
-			dev=$(ls /sys/class/ieee80211/${p%:*}/device/net)
-			ip link set $dev name uplink; iw phy ${p%:*} set netns name ${p#*:}
-		done
-		printf '%s\n' interface=uplink ssid=test channel=1 hw_mode=g wpa=2 wpa_key_mgmt=WPA-PSK rsn_pairwise=CCMP \
+	plug(t, "wgqstation", w.NS)
+	plug(t, "wgqpoint", w.Far)
+	ns.Run(t, "bash", "-ec", `printf '%s\n' interface=uplink ssid=test channel=1 hw_mode=g wpa=2 wpa_key_mgmt=WPA-PSK rsn_pairwise=CCMP \
 			wpa_passphrase=onlyforthistest driver_params=control_port=0 ctrl_interface=/run/hostapd >/run/hostapd.conf
 		printf 'network={\nssid="test"\npsk="onlyforthistest"\nscan_freq=2412\n}\n' >/run/wpa.conf`)
 	t.Cleanup(func() {
@@ -88,8 +83,75 @@ func (w *leaky) flapWiFi() {
 	}
 }
 
-// radio makes a Wi-Fi device in the test's namespace.
-func radio(t *testing.T, name string) {
+// TestVanishesWiFi: a Wi-Fi device that is pulled out goes on where it was when it is plugged
+// in again, with its supplicant, which comes home with it; and where it is not, down ends all
+// the same, without the supplicant.
+func TestVanishesWiFi(t *testing.T) {
+	w := newWorld(t, "")
+	w.wifi()
+	look := func(at string) string {
+		return ns.Run(t, "bash", "-ec", "at() { ip -n "+at+` "$@"; }
+			at -br addr show uplink; at route; at -6 route | grep -v fe80; pgrep -xa wpa_supplicant | cut -d' ' -f2-`)
+	}
+	reaches := func(at string) {
+		t.Helper()
+		if r := ns.Try(exec.Command("ip", "netns", "exec", at, "ping", "-c1", "-w60", "192.0.2.1")); r.Code != 0 {
+			t.Errorf("no answer in %s: %s%s\n%s", at, r.Stdout, r.Stderr, look(at))
+		}
+	}
+	reaches("bed")
+	before := look("bed")
+	w.up()
+	reaches("physical")
+	away := look("physical")
+	guard := w.guard()
+	physical := *w.NS
+	physical.Name = "physical"
+	pull := func() {
+		t.Helper()
+		if err := physical.Do(func() error { return hwsim(delRadio, "wgqstation") }); err != nil {
+			t.Fatal(err)
+		}
+		if r := (bed.Result{}); !bed.Wait(10*time.Second, func() bool {
+			r = w.Run(nil, w.Program, "status", "wg0")
+			return r.Code == 4 && strings.Contains(r.Output, "wg0: interface uplink is gone")
+		}) {
+			t.Errorf("status: %s", r)
+		}
+	}
+	for range 2 {
+		pull()
+		if !bed.Wait(10*time.Second, func() bool { return strings.HasSuffix(guard.Says(), "It is moved again when it is plugged in)\n") }) {
+			t.Errorf("the guard says: %s", guard.Says())
+		}
+		plug(t, "wgqstation", w.NS)
+		if !bed.Wait(10*time.Second, func() bool { return strings.HasSuffix(guard.Says(), "-P /run/wpa.pid\n") }) {
+			t.Fatalf("the guard says: %s\n%s", guard.Says(), w.away("link"))
+		}
+		reaches("physical")
+		if now := look("physical"); now != away {
+			t.Errorf("away now\n%sand before\n%s", now, away)
+		}
+	}
+	w.wants(0, "", "down", "wg0")
+	if r := guard.Wait(); r.Code != 0 {
+		t.Errorf("guard: %s", r)
+	}
+	reaches("bed")
+	if now := look("bed"); now != before {
+		t.Errorf("at home now\n%sand before\n%s", now, before)
+	}
+
+	w.up()
+	pull()
+	w.wants(0, "interface uplink is nowhere to be found", "down", "wg0")
+	if out := ns.Run(t, "bash", "-c", "pgrep -xa wpa_supplicant; ls /run/netns /run/wg-quickns"); strings.Contains(out, "wpa") || strings.Contains(out, "physical") || strings.Contains(out, "wg0") {
+		t.Errorf("left: %s", out)
+	}
+}
+
+// plug makes a Wi-Fi device, as one that is plugged in. Its interface is uplink.
+func plug(t *testing.T, name string, n *ns.NS) {
 	t.Helper()
 	if err := hwsim(newRadio, name); err != nil {
 		t.Fatal(err)
@@ -99,6 +161,8 @@ func radio(t *testing.T, name string) {
 	}) {
 		t.Fatalf("no radio %s", name)
 	}
+	// all are of one air, that of the namespace they are made in
+	ns.Run(t, "bash", "-ec", `ip link set $(ls /sys/class/ieee80211/$0/device/net) name uplink; iw phy $0 set netns name $1`, name, n.Name)
 }
 
 // Commands of drivers/net/wireless/mac80211_hwsim.h.
@@ -115,8 +179,12 @@ func hwsim(command uint8, name string) error {
 	if err != nil {
 		return err
 	}
-	const radioName = 17 // HWSIM_ATTR_RADIO_NAME
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: radioName, Data: append([]byte(name), 0)}})
+	const radioName, permAddr = 17, 22 // HWSIM_ATTR_*
+	list := []netlink.Attribute{{Type: radioName, Data: append([]byte(name), 0)}}
+	if command == newRadio { // a name has the same address each time, as a device that is plugged in again does
+		list = append(list, netlink.Attribute{Type: permAddr, Data: append([]byte{2, 'w', 'g'}, name[3:6]...)})
+	}
+	attrs, err := netlink.MarshalAttributes(list)
 	if err == nil { // what it answers looks like an error: the device's number
 		_, err = c.Send(genetlink.Message{Header: genetlink.Header{Command: command, Version: 1}, Data: attrs}, family.ID, netlink.Request)
 	}
