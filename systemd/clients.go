@@ -47,22 +47,30 @@ type process struct {
 
 // clients lists the clients in a network namespace, by rising PID, without the
 // processes that one has beside its main process.
-func clients(ns string) ([]process, error) {
-	all, err := netns.Occupants(ns)
-	if err != nil {
-		return nil, err
-	}
-	var list []process
-	for _, p := range all {
-		c, err := look(p.PID)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) { // it ended
-			continue
-		}
+func clients(ns string) (list []process, err error) {
+	const passes = 4 // while some end: one that becomes a daemon leaves another, which was not there yet
+	for range passes {
+		all, err := netns.Occupants(ns)
 		if err != nil {
-			return nil, fmt.Errorf("look at process %d: %w", p.PID, err)
+			return nil, err
 		}
-		if c != nil {
-			list = append(list, *c)
+		list = nil
+		ended := false
+		for _, p := range all {
+			c, err := look(p.PID)
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+				ended = true
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("look at process %d: %w", p.PID, err)
+			}
+			if c != nil {
+				list = append(list, *c)
+			}
+		}
+		if !ended {
+			break
 		}
 	}
 	return list, nil
@@ -72,8 +80,14 @@ func clients(ns string) ([]process, error) {
 func look(pid int) (*process, error) {
 	dir := fmt.Sprintf("/proc/%d/", pid)
 	line, err := os.ReadFile(dir + "cmdline")
-	if err != nil || len(line) == 0 { // a kernel thread, a zombie
+	if err != nil {
 		return nil, err
+	}
+	if len(line) == 0 && kernelThread(dir) {
+		return nil, nil
+	}
+	if len(line) == 0 { // it has just ended
+		return nil, fs.ErrNotExist
 	}
 	args := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
 	p := process{Client: facts.Client{PID: pid}}
@@ -93,6 +107,18 @@ func look(pid int) (*process, error) {
 		return nil, err
 	}
 	return &p, nil
+}
+
+// kernelThread says whether a process is one (PF_KTHREAD of linux/sched.h).
+func kernelThread(dir string) bool {
+	stat, _ := os.ReadFile(dir + "stat")
+	_, rest, _ := strings.Cut(string(stat), ") ") // a kernel thread's name has no such
+	fields := strings.Fields(rest)
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return err == nil && flags&0x200000 != 0
 }
 
 // words are what may be interfaces of a command line; the last letters of a cluster of

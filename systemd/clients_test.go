@@ -186,6 +186,38 @@ esac
 	}
 }
 
+// TestClientHandsOver: a client is seen at every moment, also while it becomes a daemon: its
+// process ends after another has gone on.
+func TestClientHandsOver(t *testing.T) {
+	n := ns.New(t, "home")
+	perl, err := exec.LookPath("perl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "$SIG{CHLD} = 'IGNORE'; for (;;) { select undef, undef, undef, 0.01; fork and exit }"
+	c := plan.Client{Client: facts.Client{Exe: perl, Args: []string{"udhcpc", "-e", text}}}
+	if err := n.Cmd("bash", "-c", `exec -a udhcpc perl -e "$0"`, text).Run(); err != nil {
+		t.Fatal(err)
+	}
+	var d systemd.Doer
+	missed := 0
+	for range 500 {
+		there, err := d.Exists(context.Background(), plan.NS(n.Path()), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !there {
+			missed++
+		}
+	}
+	if missed > 0 {
+		t.Errorf("missed %d times", missed)
+	}
+	if _, err := d.Do(context.Background(), plan.NS(n.Path()), c); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestClientFails: one that ends at once with an error is told, and one that does not
 // heed SIGTERM is ended.
 func TestClientFails(t *testing.T) {

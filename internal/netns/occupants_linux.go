@@ -42,6 +42,10 @@ func (e *BusyError) Error() string {
 // Is: it is EBUSY too.
 func (e *BusyError) Is(target error) bool { return target == unix.EBUSY }
 
+// passes is how often processes are listed while some of them end, each of which may have
+// left another that the list does not have yet, as one that becomes a daemon does.
+const passes = 4
+
 // Occupants lists the processes that live in ns with one thread at least, by
 // rising PID, but for this very one. It sees those of its own PID namespace and
 // below.
@@ -55,36 +59,54 @@ func Occupants(ns string) ([]Process, error) {
 	if err := unix.Fstat(int(f.Fd()), &want); err != nil {
 		return nil, fmt.Errorf("list processes in %s: %w", f.Name(), err)
 	}
+	var list []Process
+	var ended []int
+	for range passes {
+		before := ended
+		if list, ended, err = occupants(&want); err != nil {
+			return nil, fmt.Errorf("list processes in %s: %w", f.Name(), err)
+		}
+		if !slices.ContainsFunc(ended, func(pid int) bool { return !slices.Contains(before, pid) }) { // zombies stay
+			break
+		}
+	}
+	return list, nil
+}
+
+// occupants is one pass of Occupants. ended are the processes that did meanwhile.
+func occupants(want *unix.Stat_t) (list []Process, ended []int, err error) {
 	pids, err := numbers("/proc")
 	if err != nil {
-		return nil, fmt.Errorf("list processes in %s: %w", f.Name(), err)
+		return nil, nil, err
 	}
-	var list []Process
 	for _, pid := range pids {
 		if pid == os.Getpid() { // its threads move about
 			continue
 		}
-		inside, err := lives(pid, &want)
+		inside, over, err := lives(pid, want)
 		if err != nil {
-			return nil, fmt.Errorf("list processes in %s: %w", f.Name(), err)
+			return nil, nil, err
+		}
+		if over {
+			ended = append(ended, pid)
 		}
 		if inside {
 			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)) // it may end right now
 			list = append(list, Process{pid, strings.TrimSuffix(string(comm), "\n")})
 		}
 	}
-	return list, nil
+	return list, ended, nil
 }
 
 // lives says whether a thread of a process is in the namespace. What ends
 // meanwhile is in none.
-func lives(pid int, want *unix.Stat_t) (bool, error) {
+func lives(pid int, want *unix.Stat_t) (inside, ended bool, err error) {
 	tasks, err := numbers(fmt.Sprintf("/proc/%d/task", pid))
 	if gone(err) {
-		return false, nil
+		return false, true, nil
 	}
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	for _, tid := range tasks {
 		var st unix.Stat_t
@@ -92,14 +114,16 @@ func lives(pid int, want *unix.Stat_t) (bool, error) {
 		switch {
 		case err == nil:
 			if st.Dev == want.Dev && st.Ino == want.Ino {
-				return true, nil
+				return true, false, nil
 			}
-		case gone(err), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM): // a security module may forbid it
+		case gone(err):
+			ended = ended || tid == pid
+		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM): // a security module may forbid it
 		default:
-			return false, fmt.Errorf("look at process %d: %w", pid, err)
+			return false, false, fmt.Errorf("look at process %d: %w", pid, err)
 		}
 	}
-	return false, nil
+	return false, ended, nil
 }
 
 func gone(err error) bool {
