@@ -107,7 +107,7 @@ func main() {
 func (a app) run() int {
 	args := a.args[1:]
 	commands := map[string]func(context.Context, string) error{
-		"up": a.up, "down": a.down, "save": a.saveCommand, "strip": a.strip, "reload": a.reload,
+		"up": a.up, "down": a.down, "save": a.saveCommand, "reload": a.reload,
 	}
 	help := func(word string) bool { return word == "--help" || word == "-h" }
 	if len(args) == 2 && (args[0] == "help" || help(args[1])) {
@@ -151,6 +151,9 @@ func (a app) run() int {
 		return a.status(a.check(context.Background(), args[1:]))
 	case len(args) > 1 && args[0] == "completion":
 		return a.status(a.completion(args[1:]))
+	case len(args) == 2 && args[0] == "strip":
+		debug.SetGCPercent(gcPercent)
+		return a.status(a.strip(args[1]))
 	case len(args) == 2 && commands[args[0]] != nil:
 		debug.SetGCPercent(gcPercent)
 		ctx, stop := notify(context.Background())
@@ -184,12 +187,19 @@ func commandUsage(command string) string {
 	return calls.String() + "\n" + does + "\nSee `%[1]s help' for the keys of CONFIG_FILE, and wg-quickns(8) for more.\n"
 }
 
-// notify gives a context that ends with a hooks.SignalCause on INT, TERM or HUP.
-// A second signal changes nothing: the rollback it would interrupt is bounded.
+// notify gives a context that ends with a hooks.SignalCause on INT, TERM or HUP, but for
+// one that was ignored at the start, as nohup(1) does. A second signal changes nothing:
+// the rollback it would interrupt is bounded. Nobody left to read what is printed ends
+// nothing: the reader's connection may be what the tunnel has just cut.
 func notify(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) {
+			signal.Notify(c, s)
+		}
+	}
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not Ignore: that would be the hooks' too
 	go func() {
 		if s, ok := (<-c).(syscall.Signal); ok {
 			cancel(hooks.SignalCause{Sig: s})

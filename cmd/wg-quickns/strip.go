@@ -1,14 +1,13 @@
 package main
 
 import (
-	"context"
 	"os"
 
 	"wg-quickns/confparse"
 )
 
 // strip prints wg's part of the config file.
-func (a app) strip(_ context.Context, arg string) error {
+func (a app) strip(arg string) error {
 	t, data, err := a.open(arg)
 	if err != nil {
 		return a.asRoot(err)
