@@ -130,7 +130,7 @@ func (c *Config) quickText() ([]byte, error) {
 		}
 		s := splitLine(l.Text)
 		if strings.HasPrefix(s.key, "[") {
-			inside = s.key == "[interface]" || c.goOn && resembles(s.key) == "interface"
+			inside = c.opens(s.key)
 		}
 		if inside {
 			switch s.key {
@@ -149,6 +149,12 @@ func (c *Config) quickText() ([]byte, error) {
 		lines[i].WGLine = true
 	}
 	return w.Bytes(), nil
+}
+
+// opens says whether what wg-quick takes for a header, in lower case, is that of
+// [Interface].
+func (c *Config) opens(header string) bool {
+	return header == "[interface]" || c.goOn && resembles(header) == "interface"
 }
 
 // wgText is the filter for wg's lines. Key "line" stands for those that wg does

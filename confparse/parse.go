@@ -69,14 +69,23 @@ type Setting struct {
 // Settings lists a file's lines as they are written, whether they are right or not.
 func (c *Config) Settings() []Setting {
 	var list []Setting
-	section := ""
+	// wg(8) and wg-quick do not agree on where [Interface] is after a line such as `[Interface] = x'
+	section, inside := "", false
 	for i, l := range c.Lines {
-		if s, ok := ownComment(l.Text); ok {
-			list = append(list, Setting{section, ownKeys[s.key], s.value, i + 1})
-			continue
+		s, comment := ownComment(l.Text)
+		if !comment {
+			s = splitLine(l.Text)
 		}
-		s := splitLine(l.Text)
+		if strings.HasPrefix(s.key, "[") {
+			inside = c.opens(s.key)
+		}
+		at := section
+		if inside && (comment || !l.WGLine) {
+			at = "[interface]"
+		}
 		switch {
+		case comment:
+			s.key = ownKeys[s.key]
 		case !l.WGLine && ownKeys[s.key] != "":
 			s.key = ownKeys[s.key]
 		case !l.WGLine && strings.HasPrefix(s.key, "p"): // a hook
@@ -89,10 +98,11 @@ func (c *Config) Settings() []Setting {
 			var found bool
 			if s.key, s.value, found = strings.Cut(text, "="); !found && text[0] == '[' {
 				section = asciiLower(text)
+				at = section
 			}
 			s.key = asciiLower(s.key)
 		}
-		list = append(list, Setting{section, s.key, s.value, i + 1})
+		list = append(list, Setting{at, s.key, s.value, i + 1})
 	}
 	return list
 }

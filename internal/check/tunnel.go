@@ -362,7 +362,7 @@ func (c *checker) routing() {
 	}
 	if cfg.KillSwitch {
 		line := c.line("killswitch")
-		if text := cfg.Lines[line-1].Text; strings.HasPrefix(text, "#") {
+		if line > 0 && strings.HasPrefix(cfg.Lines[line-1].Text, "#") {
 			c.add(line, Note, "killswitch-comment", "take the `#' away if it must never be up without", "to wg-quick this is a comment: it brings the tunnel up without kill switch")
 		}
 		switch {
