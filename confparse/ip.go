@@ -32,7 +32,7 @@ func (c *Config) checkIP() error {
 		}
 	}
 	if id, ok := cNumber(c.Table); ok && id > math.MaxUint32 {
-		return c.errorf(c.tableLine, KindTable, "Error: argument %q is wrong: \"table\" value is invalid", c.Table)
+		return c.errorf(c.tableLine, KindTable, "Error: argument %q is wrong: \"table\" value is invalid", redact(c.Table))
 	}
 	return nil
 }
@@ -45,7 +45,7 @@ func (c *Config) CheckTable(names map[string]uint32) error {
 		return nil
 	}
 	if _, ok := TableID(c.Table, names); !ok {
-		return c.errorf(c.tableLine, KindTable, "Error: argument %q is wrong: \"table\" value is invalid", c.Table)
+		return c.errorf(c.tableLine, KindTable, "Error: argument %q is wrong: \"table\" value is invalid", redact(c.Table))
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func routes(cfg *confparse.Config, f *facts.Facts, p Place) ([]plan.Action, erro
 	}
 	table, ok := confparse.TableID(cfg.Table, f.TableNames)
 	if !ok {
-		return nil, fmt.Errorf("table `%s' is neither a number nor a name in rt_tables", cfg.Table)
+		return nil, fmt.Errorf("table `%s' is neither a number nor a name in rt_tables", confparse.Redact(cfg.Table))
 	}
 	route.Table, route.TableText = table, cfg.Table
 	return in(p.Target, routeBatch(route, allowed(f), "Table of the config")), nil

@@ -79,7 +79,7 @@ func freeTable(cfg *confparse.Config, f *facts.Facts) (uint32, error) {
 	if !automatic(cfg) {
 		table, ok := confparse.TableID(cfg.Table, f.TableNames)
 		if !ok {
-			return 0, fmt.Errorf("table `%s' is neither a number nor a name in rt_tables", cfg.Table)
+			return 0, fmt.Errorf("table `%s' is neither a number nor a name in rt_tables", confparse.Redact(cfg.Table))
 		}
 		return table, nil
 	}

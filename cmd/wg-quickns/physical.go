@@ -25,7 +25,7 @@ func (s *session) movable(ctx context.Context, p place) ([]facts.Interface, erro
 	fail := func(err error) ([]facts.Interface, error) {
 		return nil, fmt.Errorf("%s: RoutingStrategy = %s: %w", s.path, s.cfg.Strategy(), err)
 	}
-	if p.missing() {
+	if p.missing(p.Target) {
 		return fail(errors.New("the interfaces to move are those of Namespace, which is not there yet"))
 	}
 	all, err := s.kernel.Interfaces(ctx, s.local(p.Target))
@@ -52,7 +52,7 @@ func (s *session) owners(ctx context.Context, home plan.NS, list []facts.Interfa
 		return nil, nil
 	}
 	if owners, err = systemd.Units(ctx, s.cfg.PhysicalServices, names); err != nil {
-		return nil, fmt.Errorf("%s: PhysicalServices = %s: %w", s.path, strings.Join(s.cfg.PhysicalServices, ", "), err)
+		return nil, fmt.Errorf("%s: PhysicalServices = %s: %w", s.path, confparse.Redact(strings.Join(s.cfg.PhysicalServices, ", ")), err)
 	}
 	return owners, nil
 }

@@ -84,6 +84,9 @@ func worldAccessible(path string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look at the config file: %w", err)
 	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return false, fmt.Errorf("look at the config file: %w", err)
+	}
 	dir, err := os.Stat(filepath.Dir(path))
 	if err != nil {
 		return false, fmt.Errorf("look at the config file's folder: %w", err)

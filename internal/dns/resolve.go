@@ -67,7 +67,7 @@ func ParseRetries(value string, ok bool) (int, error) {
 
 // ResolveError is an endpoint that has no address. Its text is wg(8)'s.
 type ResolveError struct {
-	Endpoint string // as HOST:PORT
+	Endpoint string // as HOST:PORT, without what could be a key
 	Line     int    // in the config file
 	Message  string // getaddrinfo(3)'s
 	Err      error  // the resolver's own
@@ -152,6 +152,7 @@ func resolve(ctx context.Context, e *confparse.Endpoint, o Options, slots chan s
 	if strings.Contains(e.Host, ":") {
 		text = "[" + e.Host + "]:" + e.Port
 	}
+	text = confparse.Redact(text) // it is for messages
 	for wait, retries := firstWait, o.Retries; ; wait = min(maxWait, wait*6/5) {
 		select {
 		case slots <- struct{}{}:

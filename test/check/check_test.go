@@ -279,3 +279,45 @@ func TestUser(t *testing.T) {
 		t.Errorf("%v", names)
 	}
 }
+
+// TestKeyAnywhere: a private key that was written behind any other name, or that is
+// mistyped, is in no message of check or up.
+func TestKeyAnywhere(t *testing.T) {
+	b := bed.New(t, "bed")
+	const key = "0cyFSgcA1RkFmAPeAvjPN5d0L4bUlsA9aUH4Pr5cQ2I="
+	full := head + "Address = 10.8.0.2/24\nRoutingStrategy = physical-netns\n" + tail + "AllowedIPs = 10.9.0.0/24\n"
+	for _, line := range []string{
+		"Adress =", "Address =", "MTU =", "Table =", "FwMark =", "ListenPort =", "SaveConfig =", "Namespace =", "BirthNamespace = unit:",
+		"HookNamespace =", "ManageNamespace =", "RoutingStrategy =", "RulePriority =", "KillSwitch =", "PhysicalInterfaces = eth0,", "PhysicalServices =",
+		"# wg-quickns:", "# wg-quickns: Namespace = docker:", "", "[Interface]", ";",
+		"PublicKey = x", "PresharedKey = x", "AllowedIPs =", "Endpoint =", "PersistentKeepalive =", "[Peer] ",
+	} {
+		for _, end := range []string{"", ":51820", "/24"} {
+			text := strings.Replace(full, "Address", line+" "+key+end+"\nAddress", 1)
+			switch word, _, _ := strings.Cut(line, " "); word {
+			case "PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive":
+				text = full + line + " " + key + end + "\n"
+			}
+			b.Config(t, "wg0", text)
+			for _, command := range []string{"check", "up"} {
+				r := b.Run([]string{"WG_ENDPOINT_RESOLUTION_RETRIES=0"}, b.Program, command, "wg0")
+				if r.Code == 0 || strings.Contains(r.Output, key[:20]) || strings.Contains(r.Output, strings.ToLower(key[:20])) {
+					t.Errorf("%s, %s %s%s: %s", command, line, key, end, r)
+				}
+			}
+		}
+	}
+}
+
+// TestLinked: who may read what a link leads to is asked of the file and its own folder.
+func TestLinked(t *testing.T) {
+	b := bed.New(t, "bed")
+	must(t, os.Chmod("/etc/wireguard", 0o700))
+	must(t, os.Mkdir("/etc/shown", 0o755))
+	t.Cleanup(func() { os.RemoveAll("/etc/shown") })
+	must(t, os.WriteFile("/etc/shown/wg0.conf", []byte(head), 0o644))
+	must(t, os.Symlink("/etc/shown/wg0.conf", "/etc/wireguard/wg0.conf"))
+	if ids, _ := found(t, b, "wg0"); ids["file-readable"] != check.Warning {
+		t.Errorf("got %v", ids)
+	}
+}
