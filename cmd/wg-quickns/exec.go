@@ -127,9 +127,14 @@ func (a app) execNamespace(ctx context.Context, r execRequest) (plan.NS, error) 
 		if err != nil {
 			return "", err
 		}
-		p := place{spaces: make(map[plan.NS]string)}
-		// A namespace that is missing is not made only to run something in it.
-		ns, _, err := p.find(ctx, "--namespace", &confparse.Config{ForeignNamespaces: true}, n)
+		p := place{spaces: map[plan.NS]string{"": here.String()}}
+		ns, _, err := p.find(ctx, n)
+		if err == nil && p.missing(ns) {
+			err = errors.New("it does not exist")
+		}
+		if err != nil {
+			err = fmt.Errorf("namespace `%s': %w", n, err)
+		}
 		return local(ns), err
 	}
 	p, err := a.whereIs(ctx, r.arg, here)

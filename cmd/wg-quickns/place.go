@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -39,20 +40,33 @@ type place struct {
 
 // findPlace resolves the config's namespaces; it changes nothing.
 func findPlace(ctx context.Context, path string, cfg *confparse.Config) (place, error) {
-	p := place{spaces: make(map[plan.NS]string)}
-	var err error
-	if p.Target, p.pid, err = p.find(ctx, path, cfg, cfg.Namespace); err != nil {
-		return p, err
-	}
-	if p.Birth, _, err = p.find(ctx, path, cfg, cfg.BirthNamespace); err != nil {
-		return p, err
-	}
 	here, err := netns.Identify("")
 	if err != nil {
+		return place{}, err
+	}
+	p := place{spaces: map[plan.NS]string{"": here.String()}}
+	find := func(n confparse.Namespace) (plan.NS, int, error) {
+		ns, pid, err := p.find(ctx, n)
+		if err == nil && p.missing(ns) {
+			switch {
+			case cfg.ForeignNamespaces:
+				err = errors.New("it does not exist, and ManageNamespace=false")
+			case !slices.Contains(p.Make, n.Value):
+				p.Make = append(p.Make, n.Value)
+			}
+		}
+		if err != nil {
+			err = fmt.Errorf("%s:%d: namespace `%s': %w", path, n.Line, confparse.Redact(n.String()), err)
+		}
+		return ns, pid, err
+	}
+	if p.Target, p.pid, err = find(cfg.Namespace); err != nil {
 		return p, err
 	}
-	p.spaces[""] = here.String()
-	if p.spaces[p.Birth] == p.spaces[p.Target] && !p.missing() {
+	if p.Birth, _, err = find(cfg.BirthNamespace); err != nil {
+		return p, err
+	}
+	if p.spaces[p.Birth] == p.spaces[p.Target] && !p.missing(p.Target) {
 		p.Birth = p.Target // one namespace by two names
 	}
 	p.Foreign = p.spaces[p.Target] != here.String()
@@ -73,41 +87,25 @@ var kinds = map[confparse.NamespaceKind]netns.Kind{
 	confparse.NSPodman: netns.Podman, confparse.NSUnit: netns.Unit, confparse.NSMachine: netns.Machine,
 }
 
-// find resolves one namespace. One that is missing is to be made, if the config allows.
-func (p *place) find(ctx context.Context, path string, cfg *confparse.Config, n confparse.Namespace) (plan.NS, int, error) {
+// find resolves one namespace, and a process of it where it is named by one, else 0.
+func (p *place) find(ctx context.Context, n confparse.Namespace) (plan.NS, int, error) {
 	if n.Kind == confparse.NSCaller {
 		return "", 0, nil
 	}
-	fail := func(err error) (plan.NS, int, error) {
-		return "", 0, fmt.Errorf("%s:%d: namespace `%s': %w", path, n.Line, n, err)
-	}
 	found, err := netns.Find(ctx, kinds[n.Kind], n.Value)
-	if err != nil {
-		return fail(err)
-	}
-	ns := plan.NS(found.Path)
-	if found.Missing {
-		if cfg.ForeignNamespaces {
-			return fail(errors.New("it does not exist, and ManageNamespace=false"))
-		}
-		for _, name := range p.Make {
-			if name == n.Value {
-				return ns, 0, nil
-			}
-		}
-		p.Make = append(p.Make, n.Value)
-		return ns, 0, nil
+	if err != nil || found.Missing {
+		return plan.NS(found.Path), 0, err
 	}
 	id, err := netns.Identify(found.Path)
 	if err != nil {
-		return fail(err)
+		return "", 0, err
 	}
-	p.spaces[ns] = id.String()
-	return ns, found.PID, nil
+	p.spaces[plan.NS(found.Path)] = id.String()
+	return plan.NS(found.Path), found.PID, nil
 }
 
-// missing says whether the target is yet to be made.
-func (p place) missing() bool { return p.spaces[p.Target] == "" }
+// missing says whether a namespace of the config is yet to be made.
+func (p place) missing(ns plan.NS) bool { return p.spaces[ns] == "" }
 
 // stateName names the journal of an interface: one that the config puts into a
 // namespace goes by that, any other by the caller's.

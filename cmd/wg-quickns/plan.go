@@ -92,7 +92,7 @@ func (a app) planUp(ctx context.Context, arg string) ([]plan.Action, error) {
 		return nil, err
 	}
 	defer s.kernel.Close()
-	if p.missing() {
+	if p.missing(p.Target) {
 		s.forecast = strategies.Empty()
 	} else {
 		s.forecast, err = s.kernel.Gather(ctx, s.local(p.Target), t.name, kernel.Asked{Ways: strategies.NeedsWays(t.cfg), Absent: true})

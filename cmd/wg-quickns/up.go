@@ -73,7 +73,7 @@ func (a app) up(ctx context.Context, arg string) (err error) {
 	s.place = p
 	if t.cfg.KillSwitch {
 		ns := p.Target
-		if p.missing() { // one kernel has them all
+		if p.missing(p.Target) { // one kernel has them all
 			ns = ""
 		}
 		if err := s.kernel.CheckKillSwitch(ctx, s.local(ns)); err != nil {
