@@ -69,6 +69,12 @@ const (
 	statusDegraded = 4
 )
 
+// How often, and after which time, all is looked at again when a look failed.
+const (
+	looks     = 5
+	lookPause = 50 * time.Millisecond
+)
+
 // statusError is what status found, as an exit status; it was printed already.
 type statusError int
 
@@ -92,6 +98,11 @@ func (a app) statusCommand(ctx context.Context, args []string) error {
 	}
 	now := time.Now()
 	list, err := a.tunnels(ctx, only, now)
+	// What goes away between two looks is missing in the second.
+	for try := 1; err != nil && try < looks; try++ {
+		time.Sleep(lookPause)
+		list, err = a.tunnels(ctx, only, now)
+	}
 	if err != nil {
 		return err
 	}

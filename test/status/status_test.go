@@ -142,3 +142,32 @@ func TestStatus(t *testing.T) {
 		t.Error("the other program does not end")
 	}
 }
+
+// TestMeanwhile: a tunnel that comes and goes is no error of a look at all.
+func TestMeanwhile(t *testing.T) {
+	b := bed.New(t, "bed")
+	b.Config(t, "wg0", "[Interface]\nPrivateKey = "+bed.Key("private1")+"\nNamespace = box\n")
+	stop, stopped := make(chan bool), make(chan bool)
+	go func() {
+		defer close(stopped)
+		for {
+			for _, command := range []string{"up", "down"} {
+				if r := b.Run(nil, b.Program, command, "wg0"); r.Code != 0 {
+					t.Errorf("%s: %s", command, r)
+				}
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	for range 50 {
+		if r := b.Run(nil, b.Program, "status", "--json"); r.Code != 0 && r.Code != 4 { // 4: half up
+			t.Error(r)
+		}
+	}
+	close(stop)
+	<-stopped
+}
