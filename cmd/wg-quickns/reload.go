@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/engine"
@@ -110,6 +111,7 @@ func (s *session) inPlace(p place) error {
 		y, errY := netns.Identify(string(b))
 		return errX == nil && errY == nil && x == y
 	}
+	alike := func(a, b []string) bool { return (a == nil) == (b == nil) && slices.Equal(a, b) }
 	switch {
 	case s.gone(s.place.Target):
 		return errors.New("its network namespace is gone (hint: down)")
@@ -119,6 +121,14 @@ func (s *session) inPlace(p place) error {
 		return s.fixed("BirthNamespace")
 	case s.cfg.Strategy() != head.Strategy:
 		return s.fixed("RoutingStrategy")
+	case !same(p.Hooks, s.place.Hooks):
+		return s.fixed("HookNamespace")
+	case s.cfg.ForeignNamespaces && (head.Spaces[head.Target] == "" || head.Spaces[head.Birth] == ""): // we made one
+		return s.fixed("ManageNamespace")
+	case !alike(s.cfg.PhysicalInterfaces, head.PhysicalInterfaces):
+		return s.fixed("PhysicalInterfaces")
+	case !alike(s.cfg.PhysicalServices, head.PhysicalServices):
+		return s.fixed("PhysicalServices")
 	}
 	return nil
 }

@@ -295,12 +295,13 @@ func (s *session) header() (journal.Begin, error) {
 		spaces[string(ns)] = id
 	}
 	return journal.Begin{
-		Version: version, Boot: boot, Netns: s.here, Since: time.Now().UTC().Truncate(time.Second),
+		Version: programVersion(), Boot: boot, Netns: s.here, Since: time.Now().UTC().Truncate(time.Second),
 		Interface: s.name, ConfigFile: s.path, Strategy: s.cfg.Strategy(),
 		PreDown: s.cfg.PreDown, PostDown: s.cfg.PostDown, PhysicalDown: s.cfg.PhysicalDown,
 		Vars: vars, Arrays: arrays, SaveConfig: s.cfg.SaveConfig,
 		Target: string(s.place.Target), Birth: string(s.place.Birth), Hooks: string(s.place.Hooks), Spaces: spaces,
 		Namespace: s.cfg.Namespace.String(), BirthNamespace: s.cfg.BirthNamespace.String(),
+		PhysicalInterfaces: s.cfg.PhysicalInterfaces, PhysicalServices: s.cfg.PhysicalServices,
 	}, nil
 }
 

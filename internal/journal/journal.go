@@ -30,7 +30,6 @@ type Begin struct {
 	Interface  string    `json:"interface"`
 	Since      time.Time `json:"since,omitzero"` // when up began
 	ConfigFile string    `json:"configFile"`
-	ConfigHash string    `json:"configHash,omitempty"`
 	Strategy   string    `json:"strategy,omitempty"`
 	PreDown    []string  `json:"preDown,omitempty"`
 	PostDown   []string  `json:"postDown,omitempty"`
@@ -49,6 +48,9 @@ type Begin struct {
 	// Target and Birth as the config names them.
 	Namespace      string `json:"namespace,omitempty"`
 	BirthNamespace string `json:"birthNamespace,omitempty"`
+	// What the config says for `physical-netns', nil for `auto'.
+	PhysicalInterfaces []string `json:"physicalInterfaces,omitzero"`
+	PhysicalServices   []string `json:"physicalServices,omitzero"`
 }
 
 // State is how far a tunnel came.

@@ -28,9 +28,14 @@ type world struct {
 func newWorld(t *testing.T, keys string) *world {
 	t.Helper()
 	w := &world{Bed: bed.New(t, "bed"), t: t}
-	w.Config(t, "wg0", strings.Replace(bed.FullTunnel(0), "[Interface]\n", "[Interface]\nRoutingStrategy = physical-netns\n"+keys, 1))
+	w.config(keys)
 	w.before = w.take()
 	return w
+}
+
+// config writes a file with these keys, each with its line's end.
+func (w *world) config(keys string) {
+	w.Config(w.t, "wg0", strings.Replace(bed.FullTunnel(0), "[Interface]\n", "[Interface]\nRoutingStrategy = physical-netns\n"+keys, 1))
 }
 
 func (w *world) take() state.State {
@@ -81,8 +86,9 @@ func (w *world) guard() *bed.Process {
 
 // TestLife: with hooks, DNS and a kill switch, up, status, reload, exec and down.
 func TestLife(t *testing.T) {
-	w := newWorld(t, "KillSwitch = true\nPhysicalUp = ip -br link >$HOOKS.up # there\nPhysicalUp = wg-quickns up wg1 && wg-quickns down wg1\n"+
-		"PhysicalDown = ip -br link >$HOOKS.down\n")
+	const keys = "KillSwitch = true\nPhysicalUp = ip -br link >$HOOKS.up # there\nPhysicalUp = wg-quickns up wg1 && wg-quickns down wg1\n" +
+		"PhysicalDown = ip -br link >$HOOKS.down\n"
+	w := newWorld(t, keys)
 	w.Config(t, "wg1", "[Interface]\nPrivateKey = "+bed.Key("other")+"\nAddress = 10.9.0.1/24\n[Peer]\nPublicKey = "+bed.Key("peer")+"\nAllowedIPs = 0.0.0.0/0\n")
 	w.up()
 	if out := w.NS.Run("ip", "-br", "link"); strings.Contains(out, "uplink") || !strings.Contains(out, "wg0") {
@@ -99,6 +105,11 @@ func TestLife(t *testing.T) {
 	}
 	w.wants(0, "physical-netns", "status", "wg0")
 	w.wants(0, "is as its file says", "reload", "wg0")
+	for _, key := range []string{"PhysicalInterfaces", "PhysicalServices"} {
+		w.config(keys + key + " = uplink\n")
+		w.wants(1, key+" cannot be changed while `wg0' is up", "reload", "wg0")
+	}
+	w.config(keys)
 	w.wants(0, "uplink", "exec", "wg0", "--", "ip", "-br", "link")
 	w.wants(0, "inet 192.0.2.2/24", "exec", "wg0", "--", "ip", "addr")
 	w.wants(1, "already exists", "up", "wg0")
@@ -342,9 +353,7 @@ func TestGuard(t *testing.T) {
 // TestRefused: what cannot be is said before anything is done.
 func TestRefused(t *testing.T) {
 	w := newWorld(t, "")
-	text := func(keys string) {
-		w.Config(t, "wg0", strings.Replace(bed.FullTunnel(0), "[Interface]\n", "[Interface]\nRoutingStrategy = physical-netns\n"+keys+"\n", 1))
-	}
+	text := func(keys string) { w.config(keys + "\n") }
 	w.NS.Run("ip", "link", "add", "br0", "type", "bridge")
 	w.NS.Run("ip", "link", "set", "br0", "up")
 	before := w.take()

@@ -231,6 +231,20 @@ func TestRefused(t *testing.T) {
 	if r := b.Down("wg0"); r.Code != 0 {
 		t.Error(r)
 	}
+	// of a namespace that up makes, and of hooks in it
+	for extra, what := range map[string]string{"HookNamespace = birth": "HookNamespace cannot be changed", "ManageNamespace = false": "ManageNamespace cannot be changed"} {
+		b.Config(t, "wg0", file(keys+"\nNamespace = box", "10.0.0.0/8", ""))
+		if r := b.Up("wg0"); r.Code != 0 {
+			t.Fatal(r)
+		}
+		b.Config(t, "wg0", file(keys+"\nNamespace = box\n"+extra, "10.0.0.0/9", ""))
+		if r := b.Run(nil, b.Program, "reload", "wg0"); r.Code != 1 || !strings.Contains(r.Output, what) || strings.Contains(r.Output, "[#]") {
+			t.Errorf("%s: %s", extra, r)
+		}
+		if r := b.Down("wg0"); r.Code != 0 {
+			t.Error(r)
+		}
+	}
 }
 
 // TestOnePeer: of a thousand peers one has changed. The others are not asked for, and
