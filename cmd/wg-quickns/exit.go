@@ -26,7 +26,7 @@ func exitStatus(err error) int {
 	var step *plan.StepError
 	if errors.As(err, &step) {
 		switch step.Step.Kind() {
-		case plan.KindLink, plan.KindLinkUp, plan.KindAddr, plan.KindRoute, plan.KindRule:
+		case plan.KindLink, plan.KindLinkUp, plan.KindAddr, plan.KindRoute, plan.KindVia, plan.KindRule:
 			return statusNetlink
 		}
 	}

@@ -28,6 +28,7 @@ func TestExitStatus(t *testing.T) {
 		{errors.New("any"), 1},
 		{message("`wg0' already exists"), 1},
 		{fmt.Errorf("more: %w", route), 2},
+		{&plan.StepError{Step: plan.Via{}, Err: syscall.ENETUNREACH}, 2},
 		{&plan.StepError{Step: plan.WG{Link: "wg0"}, Err: syscall.EINVAL}, 1},
 		{&plan.StepError{Step: plan.Nft{Link: "wg0"}, Err: syscall.ENOENT}, 1},
 		{&plan.StepError{Step: plan.Hook{}, Err: &hooks.ExitError{Status: 7}}, 7},
