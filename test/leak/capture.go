@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"testing"
@@ -37,6 +38,7 @@ type Capture struct {
 	mu    sync.Mutex
 	leaks []frame
 	seen  map[string]int // by what it was
+	let   map[string]int // of what may leave, never forgotten
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
@@ -44,7 +46,7 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 // Start opens an AF_PACKET socket with a time stamp of the kernel on each packet.
 func Start(t testing.TB, n *ns.NS, link string) *Capture {
 	t.Helper()
-	c := &Capture{done: make(chan struct{}), seen: make(map[string]int)}
+	c := &Capture{done: make(chan struct{}), seen: make(map[string]int), let: make(map[string]int)}
 	err := n.Do(func() (err error) {
 		if c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL))); err != nil {
 			return err
@@ -125,6 +127,8 @@ func (c *Capture) read(stop chan struct{}) {
 		c.seen[what]++
 		if leak {
 			c.leaks = append(c.leaks, frame{at, what})
+		} else {
+			c.let[what]++
 		}
 		c.mu.Unlock()
 	}
@@ -250,6 +254,13 @@ func (c *Capture) Count(what string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.seen[what]
+}
+
+// Let counts all that came and may leave, by what it was.
+func (c *Capture) Let() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.let)
 }
 
 // Forget drops what was seen.

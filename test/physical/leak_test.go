@@ -227,7 +227,7 @@ func (w *leaky) report() {
 	for _, what := range w.order {
 		w.t.Logf("%s: %d times, %d packets left in the clear", what, w.looks[what], w.leaked[what])
 	}
-	w.t.Logf("%d probes, %.0f a second", w.probes.Sent.Load(), rate)
+	w.t.Logf("%d probes, %.0f a second; what may leave: %v", w.probes.Sent.Load(), rate, w.capture.Let())
 }
 
 // flapEthernet takes the uplink down and up again, where it is and at the gateway.
