@@ -167,7 +167,7 @@ func onLink(f *facts.Facts, r facts.Route) bool {
 	if r.Dst.Bits() == 0 || r.Dst.IsSingleIP() || r.Type != unicast || r.Way == nil || r.Gateway.IsValid() || !madeToGo(r) || !public(r.Dst) {
 		return false
 	}
-	if _, after, ok := strings.Cut(r.Way.Text, " src "); ok {
+	if _, after, ok := strings.Cut(" "+r.Way.Text, " src "); ok {
 		src, _, _ := strings.Cut(after, " ")
 		if a, err := netip.ParseAddr(src); err == nil && r.Dst.Contains(a) {
 			return false

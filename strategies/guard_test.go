@@ -324,6 +324,7 @@ func TestGuard(t *testing.T) {
 			event: func(w *world) {
 				w.add("203.0.113.0/24 dev eth0 proto dhcp scope link src 192.168.1.7")
 				w.add("203.0.112.0/24 dev eth0 proto dhcp scope link src 203.0.112.7 metric 1002")
+				w.add("203.0.114.0/24 src 203.0.114.7 dev eth0 proto dhcp scope link metric 1002") // in the kernel's order
 				w.add("192.0.2.1/32 dev eth0 proto dhcp scope link")
 				w.add("192.0.2.0/24 dev wg1 scope link")
 				w.add("8.0.0.0/8 dev eth0 scope link")
@@ -335,6 +336,7 @@ func TestGuard(t *testing.T) {
 			},
 			left: `+ 203.0.113.0/24 dev eth0 scope link src 192.168.1.7
 				+ 203.0.112.0/24 dev eth0 scope link src 203.0.112.7 metric 1002
+				+ 203.0.114.0/24 src 203.0.114.7 dev eth0 scope link metric 1002
 				+ 192.0.2.1/32 dev eth0 scope link
 				+ 192.0.2.0/24 dev wg1 scope link
 				+ 8.0.0.0/8 dev eth0 scope link`,
