@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"wg-quickns/confparse"
@@ -38,8 +41,12 @@ const (
 	handshakeAge = 135 * time.Second
 	// A name that is looked up in vain is looked up again ever later.
 	firstRetry, lastRetry = 5 * time.Second, 5 * time.Minute
-	lookupTime            = 4 * time.Second // for a look-up; the tunnel's lock is held
+	lookupTime            = 4 * time.Second // for a look-up
+	lookups               = 16              // at once
 	lookRetry             = time.Second     // after a look that failed
+	// stepMost is what a step may take, of which restarting a network's services take
+	// longest, before the guard counts as dead.
+	stepMost = 2 * time.Minute
 	// hookEnds is what a shell may take to end that was told to leave the guard running.
 	hookEnds = 2 * time.Second
 	// The same repair is done so often in so long; then somebody else wants it otherwise, or
@@ -51,7 +58,7 @@ const guardUsage = "usage: guard [--leave | --unit] INTERFACE"
 
 // guard keeps a tunnel's surroundings as `up` made them, until `down` or a signal. With
 // --leave it does not clean up when the interface is gone, but ends with an exit status
-// of its own; with --unit likewise, and does nothing else where the config needs no guard.
+// of its own; with --unit likewise, and does nothing else where the tunnel needs no guard.
 func (a app) guard(ctx context.Context, args []string) error {
 	leave, unit := len(args) == 2 && args[0] == "--leave", len(args) == 2 && args[0] == "--unit"
 	if len(args) == 0 || len(args) > 2 || len(args) == 2 && !leave && !unit || strings.HasPrefix(args[len(args)-1], "-") {
@@ -67,14 +74,12 @@ func (a app) guard(ctx context.Context, args []string) error {
 	if !outsideHook(ctx, t.name) {
 		return fmt.Errorf("guard was called by a hook of `%s', which would wait for it; end the hook with `&'", t.name)
 	}
-	g := &guard{app: a, target: t, leave: leave || unit, unit: unit, retry: make(map[confparse.Key]retry), outside: make(map[confparse.Key]netip.AddrPort), fights: make(map[string]fight)}
+	g := &guard{
+		app: a, arg: args[len(args)-1], target: t, leave: leave || unit, unit: unit, names: make(map[confparse.Key]retry), answers: make(chan answer, lookups),
+		slots: make(chan struct{}, lookups), outside: make(map[confparse.Key]netip.AddrPort), fights: make(map[string]fight),
+	}
 	if configErr != nil {
 		a.say("%v; its record of `up' is used instead", configErr)
-	}
-	if data, err := os.ReadFile(t.path); err == nil {
-		if full, err := confparse.Parse(t.path, data); err == nil {
-			g.full = full
-		}
 	}
 	defer g.unwatch()
 	defer func() {
@@ -82,9 +87,11 @@ func (a app) guard(ctx context.Context, args []string) error {
 			g.lock.Close()
 		}
 	}()
+	alive, stop := context.WithCancel(context.Background())
+	defer stop()
 	beat := systemd.Watchdog()
+	go g.pulse.beat(alive, beat)
 	for {
-		systemd.Alive()
 		wait, done, err := g.round(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -101,9 +108,9 @@ func (a app) guard(ctx context.Context, args []string) error {
 	}
 }
 
-// idle waits until there is something to look at: a change, a peer that roamed, or
-// the end of the time (0: none ends it), with a sign of life each beat. It says no
-// when ctx ended it.
+// idle waits until there is something to look at: a change, a peer that roamed, what a
+// name leads to, or the end of the time (0: none ends it), with a sign of life each
+// beat. It says no when ctx ended it.
 func (g *guard) idle(ctx context.Context, wait, beat time.Duration) bool {
 	var timer, poll, pulse <-chan time.Time
 	if wait > 0 {
@@ -130,7 +137,13 @@ func (g *guard) idle(ctx context.Context, wait, beat time.Duration) bool {
 				return true
 			}
 		case <-pulse:
-			systemd.Alive()
+			g.pulse.works()
+		case a := <-g.answers:
+			g.answered(a)
+			for time.Sleep(settle); len(g.answers) > 0; {
+				g.answered(<-g.answers)
+			}
+			return true
 		case <-g.changed:
 			time.Sleep(settle)
 			if !g.idles || !g.stands() {
@@ -153,13 +166,13 @@ func outsideHook(ctx context.Context, name string) bool {
 // guard is what a guard knows between two looks.
 type guard struct {
 	app
+	arg string
 	target
-	full     *confparse.Config // the whole file, nil where it does not parse
-	leave    bool              // cleaning up is another's
-	unit     bool              // guard only if that is needed
-	idles    bool              // it is not: only the end of the interface matters
-	index    int               // the interface
-	lock     *journal.Lock     // says that there is a guard
+	leave    bool          // cleaning up is another's
+	unit     bool          // guard only if that is needed
+	idles    bool          // it is not: only the end of the interface matters
+	index    int           // the interface
+	lock     *journal.Lock // says that there is a guard
 	begun    bool
 	watched  strategies.Place
 	space    plan.NS                          // where the tunnel is
@@ -168,29 +181,40 @@ type guard struct {
 	ends     []netip.AddrPort                 // where the peers were at the last look
 	gateways []facts.Route                    // to those that have an IPv6 route of their own
 	polls    bool                             // where they are matters
-	moves    []move                           // of this look
+	moves    []answer                         // for the next look
 	outside  map[confparse.Key]netip.AddrPort // where each peer was seen outside of the tunnel
 	worked   bool                             // it repaired something
 	failed   int                              // looks in a row
 	noted    bool                             // something stays wrong, and status was told
 	changed  <-chan struct{}
 	stop     func()
-	retry    map[confparse.Key]retry
+	names    map[confparse.Key]retry
+	answers  chan answer
+	slots    chan struct{} // taken by look-ups
 	fights   map[string]fight
 	vanished bool
 	lost     []string // interfaces that were away and are gone
+	pulse    pulse
 }
 
+// retry is when to look a peer's name up.
 type retry struct {
-	at   time.Time
-	wait time.Duration
+	name  string // HOST:PORT
+	at    time.Time
+	wait  time.Duration
+	asked bool // the answer is still to come
 }
 
-// move is a peer whose name leads elsewhere.
-type move struct {
+// question is a peer's name that is looked up, and answer where it leads.
+type question struct {
 	peer confparse.Key
-	host string
-	to   netip.AddrPort
+	name string
+}
+
+type answer struct {
+	question
+	to  netip.AddrPort
+	err error
 }
 
 type fight struct {
@@ -226,11 +250,17 @@ func (g *guard) round(ctx context.Context) (wait time.Duration, done bool, err e
 // look is one look at everything, and the repair, under the tunnel's lock. It says
 // after what time it wants to look again though nothing changed, 0 for never.
 func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err error) {
+	g.pulse.rests() // another's lock is held for as long as its hooks take
 	s, err := g.beginOwn(ctx, g.target)
+	g.pulse.works()
 	if err != nil {
 		return 0, false, err
 	}
 	defer s.end()
+	s.engine.Trace = func(commands []string) {
+		g.pulse.works()
+		g.trace(commands)
+	}
 	if s.log.State() != journal.Complete {
 		if !g.begun {
 			return 0, true, fmt.Errorf("`%s' is not up by a record of %s: there is nothing to guard", g.name, g.program)
@@ -361,29 +391,43 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 		return 0, true, statusError(statusNotUp)
 	}
 	g.say("`%s' is gone: cleaning up after it", g.name)
+	now, err := g.parseOwn(g.arg)
+	if err != nil {
+		g.say("%v; its record of `up' is used instead", err)
+	}
+	s.cfg = now.cfg // whose hooks are run, as by `down`
+	g.pulse.rests() // for as long as they take
+	s.engine.Trace = g.trace
 	return 0, true, s.engine.Down(ctx)
 }
 
 // shut says whether a step is a kill switch.
 func shut(s plan.Step) bool { return s.Kind() == plan.KindKillSwitch }
 
-// check repairs what is not as it should be.
+// check repairs what is not as it should be, and then has names looked up.
 func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err error) {
 	target := s.local(s.place.Target)
-	if err := g.follow(ctx, s, target); err != nil {
+	list, err := g.follow(ctx, s, target)
+	if err != nil {
 		g.fail(err)
 	}
 	if err := g.unloop(ctx, s, target); err != nil {
 		g.fail(err)
 	}
+	err = g.repair(ctx, s, target)
+	g.ask(ctx, s, target, list)
+	return g.next(s.strategy()), err
+}
+
+func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 	rep, entries, f, err := s.broken(ctx, g.moves...)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if s.place.Bare {
 		lost, err := s.lost(ctx, entries, rep)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		for _, name := range lost {
 			if !slices.Contains(g.lost, name) {
@@ -393,7 +437,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		g.lost = lost
 		fresh, err := s.newcomers(ctx, rep.Again)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		rep.New = append(rep.New, fresh...)
 	}
@@ -405,7 +449,8 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	err = s.engine.Repair(ctx, work)
 	// A way to an endpoint comes before the endpoint: the first packet goes there at once.
 	for _, m := range g.moves {
-		g.trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, m.host, m.to)})
+		host, _ := splitName(m.name)
+		g.trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, host, m.to)})
 		err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, m.peer, m.to))
 		g.outside[m.peer] = m.to
 	}
@@ -414,7 +459,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 		return !r.Gateway.Is6() || !r.Dst.IsSingleIP() || !slices.ContainsFunc(g.ends, func(e netip.AddrPort) bool { return e.Addr() == r.Dst.Addr() })
 	})
 	g.moves = nil
-	return g.next(s.strategy()), errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost) > 0), s.log.Compact())
+	return errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost) > 0), s.log.Compact())
 }
 
 // note tells status what stays wrong, or that nothing does any more.
@@ -444,7 +489,7 @@ func again(rep strategies.Repair, entries []journal.Entry) []journal.Entry {
 
 // broken compares a tunnel that is up with its record: what is not as it was made,
 // and the repair. Where peers are about to move to is an endpoint too.
-func (s *session) broken(ctx context.Context, moves ...move) (strategies.Repair, []journal.Entry, *facts.Facts, error) {
+func (s *session) broken(ctx context.Context, moves ...answer) (strategies.Repair, []journal.Entry, *facts.Facts, error) {
 	head, _ := s.log.Header()
 	cfg := &confparse.Config{RoutingStrategy: head.Strategy, Table: head.Vars["TABLE"]} // whatever the file says by now
 	f, err := s.kernel.Gather(ctx, s.local(s.place.Target), s.name, kernel.Asked{Ways: true})
@@ -570,8 +615,10 @@ func (g *guard) next(strategy string) time.Duration {
 			wait = d
 		}
 	}
-	for _, r := range g.retry {
-		soon(time.Until(r.at))
+	for _, r := range g.names {
+		if !r.asked {
+			soon(time.Until(r.at))
+		}
 	}
 	for _, f := range g.fights {
 		if left := time.Until(f.until); left > 0 {
@@ -625,68 +672,165 @@ func firstLine(text string) string {
 	return text
 }
 
-// follow looks endpoint names up again whose peer has not answered for long, and
-// notes when to do so next.
-func (g *guard) follow(ctx context.Context, s *session, target plan.NS) error {
-	if g.full == nil || !slices.ContainsFunc(g.full.Device.Peers, named) {
-		return nil
+// follow says which names are to be looked up, those of peers that have not answered
+// for long, and keeps of the moves those that are still wanted. The record has the
+// names: the file may say what no reload has seen yet.
+func (g *guard) follow(ctx context.Context, s *session, target plan.NS) ([]question, error) {
+	moves := g.moves
+	g.moves = nil
+	head, _ := s.log.Header()
+	if len(head.Names) == 0 {
+		clear(g.names)
+		return nil, nil
 	}
 	peers, err := s.kernel.Peers(ctx, target, g.name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var errs []error
-	for _, p := range g.full.Device.Peers {
-		if !named(p) {
+	now := time.Now()
+	names := make(map[confparse.Key]retry)
+	var ask []question
+	for _, p := range peers {
+		name := head.Names[fingerprint(p.PublicKey)]
+		if name == "" {
 			continue
 		}
-		i := slices.IndexFunc(peers, func(q kernel.Peer) bool { return q.PublicKey == p.PublicKey })
-		if i < 0 {
-			delete(g.retry, p.PublicKey)
-			continue
+		r := g.names[p.PublicKey]
+		if r.name != name {
+			r = retry{name: name}
 		}
-		due := peers[i].Handshake.Add(handshakeAge)
-		r := g.retry[p.PublicKey]
-		if due.After(time.Now()) {
-			g.retry[p.PublicKey] = retry{at: due}
-			continue
+		q := question{p.PublicKey, name}
+		if due := p.Handshake.Add(handshakeAge); due.After(now) {
+			r.at, r.wait = due, 0
+		} else {
+			if !r.asked && (r.wait == 0 || !r.at.After(now)) {
+				r.wait, r.asked = min(max(firstRetry, 2*r.wait), lastRetry), true
+				ask = append(ask, q)
+			}
+			i := slices.IndexFunc(moves, func(m answer) bool { return m.question == q })
+			if i >= 0 && moves[i].to != p.Endpoint {
+				g.moves = append(g.moves, moves[i])
+			}
 		}
-		if r.wait > 0 && r.at.After(time.Now()) {
-			continue
-		}
-		r.wait = min(max(firstRetry, 2*r.wait), lastRetry)
-		errs = append(errs, g.again(ctx, s, target, p, peers[i]))
-		r.at = time.Now().Add(r.wait)
-		g.retry[p.PublicKey] = r
+		names[p.PublicKey] = r
 	}
-	return errors.Join(errs...)
+	g.names = names
+	return ask, nil
 }
 
-// again looks one peer's name up, and follows it where it leads elsewhere now.
-func (g *guard) again(ctx context.Context, s *session, target plan.NS, p confparse.Peer, now kernel.Peer) error {
-	ctx, cancel := context.WithTimeout(ctx, lookupTime)
-	defer cancel()
+// ask has names looked up, side by side, while the guard guards: what they lead to comes
+// by g.answers.
+func (g *guard) ask(ctx context.Context, s *session, target plan.NS, list []question) {
+	if len(list) == 0 {
+		return
+	}
 	// The tunnel may be the way out, and dead: what has its mark goes past it.
 	mark, err := s.kernel.FwMark(ctx, target, g.name)
 	if err != nil {
-		return err
+		for _, q := range list {
+			g.answered(answer{question: q, err: err})
+		}
+		return
 	}
-	e := confparse.Endpoint{Host: p.Endpoint.Host, Port: p.Endpoint.Port, Line: p.Endpoint.Line}
-	one := confparse.Device{Peers: []confparse.Peer{{Endpoint: &e}}}
-	if err := dns.ResolveIn(ctx, string(s.local(s.place.Birth)), &one, dns.Options{Log: func(string) {}, Mark: int(mark)}); err != nil {
-		return err
+	birth := string(s.local(s.place.Birth))
+	for _, q := range list {
+		go func() {
+			g.slots <- struct{}{}
+			to, err := lookUp(ctx, birth, q.name, int(mark))
+			<-g.slots
+			select {
+			case g.answers <- answer{q, to, err}:
+			case <-ctx.Done():
+			}
+		}()
 	}
-	if e.Addr != now.Endpoint {
-		g.moves = append(g.moves, move{p.PublicKey, e.Host, e.Addr})
-	}
-	return nil
 }
 
-// named says whether a peer's endpoint is given by a name.
-func named(p confparse.Peer) bool {
-	if p.Endpoint == nil {
-		return false
+// lookUp finds the address of a name, HOST:PORT, where the tunnel's socket is.
+func lookUp(ctx context.Context, birth, name string, mark int) (netip.AddrPort, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTime)
+	defer cancel()
+	host, port := splitName(name)
+	e := confparse.Endpoint{Host: host, Port: port}
+	one := confparse.Device{Peers: []confparse.Peer{{Endpoint: &e}}}
+	err := dns.ResolveIn(ctx, birth, &one, dns.Options{Log: func(string) {}, Mark: mark})
+	return e.Addr, err
+}
+
+// answered notes what a name leads to, and when to look it up again.
+func (g *guard) answered(a answer) {
+	r, ok := g.names[a.peer]
+	if !ok || r.name != a.name {
+		return // a reload was faster
 	}
-	_, err := netip.ParseAddr(p.Endpoint.Host)
-	return err != nil
+	r.asked, r.at = false, time.Now().Add(r.wait)
+	g.names[a.peer] = r
+	if a.err != nil {
+		g.fail(a.err)
+		return
+	}
+	g.moves = append(g.moves, a)
+}
+
+// endpointNames are the endpoints of a config that are given by a name, as HOST:PORT, by
+// their peers' fingerprints.
+func endpointNames(d *confparse.Device) map[string]string {
+	names := make(map[string]string)
+	for _, p := range d.Peers {
+		if p.Endpoint == nil {
+			continue
+		}
+		if _, err := netip.ParseAddr(p.Endpoint.Host); err != nil {
+			names[fingerprint(p.PublicKey)] = p.Endpoint.Host + ":" + p.Endpoint.Port
+		}
+	}
+	return names
+}
+
+// splitName takes HOST:PORT apart.
+func splitName(name string) (host, port string) {
+	colon := strings.LastIndexByte(name, ':')
+	return name[:max(colon, 0)], name[colon+1:]
+}
+
+// fingerprint stands for a key in the record, which has none.
+func fingerprint(k confparse.Key) string {
+	sum := sha256.Sum256(k[:])
+	return hex.EncodeToString(sum[:8])
+}
+
+// pulse tells systemd's watchdog that the guard lives, as long as it gets on: where it
+// waits for others, and in a step for as long as one may take.
+type pulse struct{ since atomic.Pointer[time.Time] } // when the step began; nil: it waits
+
+func (p *pulse) works() {
+	now := time.Now()
+	p.since.Store(&now)
+}
+
+func (p *pulse) rests() { p.since.Store(nil) }
+
+// lives says whether the guard gets on.
+func (p *pulse) lives(now time.Time) bool {
+	since := p.since.Load()
+	return since == nil || now.Sub(*since) < stepMost
+}
+
+// beat gives a sign of life so often, 0 for never, until ctx ends.
+func (p *pulse) beat(ctx context.Context, every time.Duration) {
+	if every == 0 {
+		return
+	}
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		if p.lives(time.Now()) {
+			systemd.Alive()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
 }

@@ -84,8 +84,8 @@ func (a app) reload(ctx context.Context, arg string) error {
 	return s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries)})
 }
 
-// note puts what the file says by now into the record: its table for the guard, its
-// hooks for a `down` without the file.
+// note puts what the file says by now into the record: its table and names for the
+// guard, its hooks for a `down` without the file.
 func (s *session) note() error {
 	head, _ := s.log.Header()
 	now, err := s.header()
@@ -94,6 +94,7 @@ func (s *session) note() error {
 	}
 	now.Arrays["ARGS"] = head.Arrays["ARGS"]
 	head.ConfigFile, head.SaveConfig, head.Vars, head.Arrays = now.ConfigFile, now.SaveConfig, now.Vars, now.Arrays
+	head.Names = now.Names
 	head.PreDown, head.PostDown, head.PhysicalDown = now.PreDown, now.PostDown, now.PhysicalDown
 	return s.log.Config(head)
 }

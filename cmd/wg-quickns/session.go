@@ -302,6 +302,7 @@ func (s *session) header() (journal.Begin, error) {
 		Target: string(s.place.Target), Birth: string(s.place.Birth), Hooks: string(s.place.Hooks), Spaces: spaces,
 		Namespace: s.cfg.Namespace.String(), BirthNamespace: s.cfg.BirthNamespace.String(),
 		PhysicalInterfaces: s.cfg.PhysicalInterfaces, PhysicalServices: s.cfg.PhysicalServices,
+		Names: endpointNames(&s.cfg.Device),
 	}, nil
 }
 

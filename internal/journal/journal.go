@@ -22,7 +22,7 @@ import (
 )
 
 // Begin is a journal's first record: what `down` needs when the config is gone.
-// It never holds a key; in Vars and Arrays what looks like one is hidden.
+// It never holds a key; in Vars, Arrays and Names what looks like one is hidden.
 type Begin struct {
 	Version    string    `json:"version"`
 	Boot       string    `json:"boot"`  // /proc/sys/kernel/random/boot_id
@@ -51,6 +51,9 @@ type Begin struct {
 	// What the config says for `physical-netns', nil for `auto'.
 	PhysicalInterfaces []string `json:"physicalInterfaces,omitzero"`
 	PhysicalServices   []string `json:"physicalServices,omitzero"`
+	// Names are the endpoints that are given by a name, as HOST:PORT; their peers are
+	// told apart by a hash of the public key.
+	Names map[string]string `json:"names,omitempty"`
 }
 
 // State is how far a tunnel came.
@@ -662,9 +665,12 @@ func (j *Journal) Close() error {
 
 // hide makes sure that a header holds no key beside those that the hooks' own text has.
 func hide(b Begin) Begin {
-	vars := make(map[string]string, len(b.Vars))
-	for k, v := range b.Vars {
-		vars[k] = hidden(v)
+	safely := func(texts map[string]string) map[string]string {
+		safe := make(map[string]string, len(texts))
+		for k, v := range texts {
+			safe[k] = hidden(v)
+		}
+		return safe
 	}
 	arrays := make(map[string][]string, len(b.Arrays))
 	for k, list := range b.Arrays {
@@ -674,7 +680,7 @@ func hide(b Begin) Begin {
 		}
 		arrays[k] = safe
 	}
-	b.Vars, b.Arrays = vars, arrays
+	b.Vars, b.Arrays, b.Names = safely(b.Vars), arrays, safely(b.Names)
 	return b
 }
 

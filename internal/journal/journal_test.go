@@ -113,7 +113,7 @@ func TestReopenTellsTheSame(t *testing.T) {
 		o, err := r.Open("wg0")
 		must(t, err)
 		a, b := look(j), look(o)
-		a.Head.Vars, a.Head.Arrays = nil, nil
+		a.Head.Vars, a.Head.Arrays, a.Head.Names = nil, nil, nil
 		if !reflect.DeepEqual(a, b) {
 			t.Fatalf("live:\n%+v\nfrom the file:\n%+v", a, b)
 		}
@@ -489,6 +489,7 @@ func TestNoKeys(t *testing.T) {
 	must(t, j.Begin(Begin{
 		Vars:   map[string]string{"WG_CONFIG": "[Interface]\nPrivateKey = " + key + "\nListenPort = 1\n"},
 		Arrays: map[string][]string{"X": {"a", hex}},
+		Names:  map[string]string{"1": key + ":51820"},
 	}))
 	hook := plan.Hook{Command: "wg set %i private-key <(echo " + key + ")", Vars: map[string]string{"K": "s3cret"}, Arrays: map[string][]string{"K": {"s3cret"}}}
 	id, err := j.Intend(plan.Action{Do: hook})

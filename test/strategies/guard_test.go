@@ -2,7 +2,9 @@ package strategies
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -241,10 +243,7 @@ func TestNames(t *testing.T) {
 	w := newWorld(t, "", lan)
 	w.serve()
 	write(t, "/etc/resolv.conf", "nameserver 192.168.1.1\noptions timeout:1 attempts:1\n", 0o644)
-	name := func(addr string) *process {
-		return start(t, w.gw, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--no-resolv", "--no-hosts",
-			"--listen-address=192.168.1.1", "--bind-interfaces", "--host-record=vpn.test,"+addr+",0")
-	}
+	name := func(addr string) *process { return w.nameServer([]string{"vpn.test," + addr}) }
 	for i, strategy := range strategies {
 		if !full && i%2 == 1 {
 			continue
@@ -252,7 +251,6 @@ func TestNames(t *testing.T) {
 		t.Run(strategy, func(t *testing.T) {
 			w.t = t
 			server := name("198.51.100.77")
-			time.Sleep(300 * time.Millisecond)
 			keys := "RoutingStrategy = " + strategy
 			if strategy == "rules" { // the name server must be reached beside the tunnel: table main is asked last
 				keys += "\nPostUp = ip rule add to 192.168.1.0/24 table main pref 29\nPostDown = ip rule del pref 29"
@@ -297,6 +295,129 @@ func TestNames(t *testing.T) {
 		})
 	}
 	w.t = t
+}
+
+// nameServer answers on the host's LAN, for names as NAME,ADDRESS; with more options.
+func (w *world) nameServer(records []string, options ...string) *process {
+	argv := []string{"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--no-resolv", "--no-hosts",
+		"--listen-address=192.168.1.1", "--bind-interfaces"}
+	for _, r := range records {
+		argv = append(argv, "--host-record="+r+",0")
+	}
+	p := start(w.t, w.gw, append(argv, options...)...)
+	time.Sleep(300 * time.Millisecond)
+	return p
+}
+
+// TestDeadNames: while names are looked up that nobody answers for, the guard repairs,
+// follows other names, lets `down` in, and tells systemd's watchdog that it lives; so it
+// does while another command has the tunnel's lock.
+func TestDeadNames(t *testing.T) {
+	const watchdog = time.Second
+	w := newWorld(t, "", lan)
+	w.serve()
+	write(t, "/etc/resolv.conf", "nameserver 192.168.1.1\n", 0o644)
+	text := "[Interface]\nPrivateKey = PRIVATE\nAddress = 10.9.0.2/24\nRoutingStrategy = override\n"
+	var records []string
+	for i := range 4 {
+		text += fmt.Sprintf("[Peer]\nPublicKey = %s\nAllowedIPs = 10.8.%d.0/24\nEndpoint = d%d.dead.test:%d\n", w.key(fmt.Sprint("dead", i)).PublicKey(), i, i, port)
+		records = append(records, fmt.Sprintf("d%d.dead.test,198.51.100.%d", i, 11+i))
+	}
+	w.config("wg0", "srv0", text+fmt.Sprintf("[Peer]\nPublicKey = PUBLIC\nAllowedIPs = 0.0.0.0/0\nEndpoint = vpn.test:%d\n", port))
+	server := w.nameServer(append(records, "vpn.test,198.51.100.77"))
+	w.up("wg0")
+	server.end(syscall.SIGTERM)
+	w.gw.Run("ip", "neigh", "add", "192.168.1.99", "lladdr", "02:00:00:00:00:99", "dev", "lan") // who is not there
+	w.nameServer([]string{"vpn.test," + endpoint4}, "--server=/dead.test/192.168.1.99")
+
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: w.dir + "/notify", Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	longest := make(chan time.Duration)
+	go func() {
+		var last time.Time
+		var most time.Duration
+		for buf := make([]byte, 4096); ; {
+			n, err := socket.Read(buf)
+			if now := time.Now(); err != nil || strings.Contains(string(buf[:n]), "WATCHDOG=1") {
+				if !last.IsZero() {
+					most = max(most, now.Sub(last))
+				}
+				last = now
+			}
+			if err != nil {
+				longest <- most
+				return
+			}
+		}
+	}()
+	guard := start(t, w.host, "env", "NOTIFY_SOCKET="+w.dir+"/notify", fmt.Sprint("WATCHDOG_USEC=", watchdog.Microseconds()), w.program, "guard", "wg0")
+	says := func(text string, within time.Duration) {
+		t.Helper()
+		if !bed.Wait(within, func() bool { return strings.Contains(guard.text(), text) }) {
+			t.Errorf("not within %v: %s", within, text)
+		}
+	}
+	says("guarding `wg0'", 10*time.Second)
+	begin := time.Now()
+	w.host.Run("ip", "route", "del", "198.51.100.11")
+	says("ip -4 route add 198.51.100.11/32", 3*bound)
+	t.Logf("a route was back after %v", time.Since(begin).Round(time.Millisecond))
+	says(fmt.Sprintf("(vpn.test) endpoint %s:%d", endpoint4, port), 8*time.Second)
+
+	locks, err := filepath.Glob("/run/wg-quickns/wg0*/lock")
+	if err != nil || len(locks) != 1 {
+		t.Fatal(locks, err)
+	}
+	other := start(t, w.host, "flock", locks[0], "sleep", "3")
+	time.Sleep(300 * time.Millisecond)
+	w.host.Run("ip", "route", "del", "198.51.100.11") // so that the guard wants the lock
+	other.cmd.Wait()
+
+	begin = time.Now()
+	w.down("wg0")
+	if took := time.Since(begin); took > 4*time.Second {
+		t.Errorf("down took %v", took)
+	}
+	says("is down: nothing is left to guard", 5*time.Second)
+	socket.Close()
+	if most := <-longest; most > 2*watchdog || most < watchdog/4 {
+		t.Errorf("%v between two signs of life", most)
+	}
+	if t.Failed() {
+		t.Log(guard.text())
+	}
+}
+
+// TestReloadedName: after a reload the guard follows the name that the file has now, and
+// not the one from before; and when the interface is gone it runs the hook of the file.
+func TestReloadedName(t *testing.T) {
+	w := newWorld(t, "", lan)
+	w.serve()
+	write(t, "/etc/resolv.conf", "nameserver 192.168.1.1\n", 0o644)
+	server := w.nameServer([]string{"old.test,198.51.100.77", "new.test,198.51.100.78"})
+	const keys = "RoutingStrategy = override"
+	w.client(keys+"\nPostDown = echo hook of the old file", "0.0.0.0/0", fmt.Sprintf("old.test:%d", port))
+	w.up("wg0")
+	guard := w.guard()
+	time.Sleep(300 * time.Millisecond) // it has looked up the name by then
+	w.client(keys, "0.0.0.0/0", fmt.Sprintf("new.test:%d", port))
+	w.host.Run(w.program, "reload", "wg0")
+	time.Sleep(300 * time.Millisecond)
+	server.end(syscall.SIGTERM)
+	w.nameServer([]string{"old.test,198.51.100.77", "new.test," + endpoint4})
+	moved := fmt.Sprintf("(new.test) endpoint %s:%d", endpoint4, port)
+	if !bed.Wait(15*time.Second, func() bool { return strings.Contains(guard.text(), moved) }) || strings.Contains(guard.text(), "old.test") {
+		t.Errorf("the guard said\n%s", guard.text())
+	}
+
+	w.client(keys+"\nPostDown = echo hook of the new file", "0.0.0.0/0", fmt.Sprintf("new.test:%d", port))
+	w.host.Run("ip", "link", "del", "wg0")
+	guard.cmd.Wait()
+	if !strings.Contains(guard.text(), "hook of the new file\n") {
+		t.Errorf("after the end of the interface the guard said\n%s", guard.text())
+	}
 }
 
 // TestNoFight: what only the kernel can be asked about is asked for at each look, which
