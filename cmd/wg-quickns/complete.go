@@ -75,7 +75,10 @@ func commandLine() []command {
 		{"plan", "print what up or down would do", []option{asJSON}, lists{words("up", "down"), configs}, false},
 		{"status", "show tunnels and what is broken", []option{asJSON}, lists{running}, false},
 		{"check", "print what is wrong in files", []option{asJSON, {"--resolve", "look names up", nil}}, lists{configs}, true},
-		{"guard", "keep a tunnel as up made it", nil, lists{running}, false},
+		{"guard", "keep a tunnel as up made it", []option{
+			{"--leave", "exit with 3 when the interface is gone", nil},
+			{"--unit", "likewise, and guard only if that is needed", nil},
+		}, lists{running}, false},
 		{"reload", "take over changes of the file", nil, lists{running}, false},
 		{"completion", "print a shell's completion", nil, lists{words("bash", "zsh", "fish")}, false},
 		{"help", "print a summary", nil, nil, false},

@@ -30,7 +30,7 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
        %[1]s shell [ --birth | --namespace NS ] [ --user USER ] INTERFACE
        %[1]s plan [ up | down ] [ --json ] [ CONFIG_FILE | INTERFACE ]
        %[1]s up --dry-run [ CONFIG_FILE | INTERFACE ]
-       %[1]s guard [ CONFIG_FILE | INTERFACE ]
+       %[1]s guard [ --leave | --unit ] [ CONFIG_FILE | INTERFACE ]
        %[1]s status [ --json ] [ INTERFACE ]
        %[1]s check [ --json ] [ --resolve ] [ CONFIG_FILE | INTERFACE ] ...
        %[1]s completion [ bash | zsh | fish ]
@@ -79,7 +79,9 @@ const usage = `Usage: %[1]s [ up | down | save | strip ] [ CONFIG_FILE | INTERFA
   plan   prints what up or down would do, as commands with their undo and reason,
          and touches nothing; up --dry-run is the same as plan up
   guard  keeps routes, rules and firewall as up made them, in the foreground until
-         down, and follows endpoints that move
+         down, and follows endpoints that move; when the device is gone it cleans
+         up after it, or with --leave exits with 3 instead; with --unit likewise,
+         and of a device that needs no guard only notices the end
   status shows the tunnels of all namespaces, or one, and what is broken
   check  prints all that is wrong or odd in files, with lines and hints
   completion prints the completion of commands, files and interfaces for a shell
