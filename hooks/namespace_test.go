@@ -146,8 +146,6 @@ func TestReplaced(t *testing.T) {
 	}
 }
 
-// TestEtc: but for what is covered, /etc is the machine's; a write to it arrives
-// there or fails.
 // TestReplacedMeanwhile: a file becomes a link, and back, while a hook's own /etc
 // is made.
 func TestReplacedMeanwhile(t *testing.T) {
@@ -176,6 +174,8 @@ func TestReplacedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestEtc: but for what is covered, /etc is the machine's; a write to it arrives
+// there or fails.
 func TestEtc(t *testing.T) {
 	write(t, "/etc/resolv.conf", "nameserver 192.0.2.1\n")
 	write(t, "/etc/note", "old\n")

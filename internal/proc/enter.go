@@ -220,12 +220,10 @@ func coverEtc(own string) error {
 		if cover[e.Name()] {
 			continue
 		}
-		// not by e.Type(): a link may have taken a file's place since, or a file a link's
-		err = copyLink(etc, e.Name(), "/etc")
-		if err == unix.EINVAL { // readlink(2): no link
-			err = bind(int(etc.Fd()), e.Name(), "/etc")
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
+		err := copyEntry(etc, e.Name(), "/etc", func() error {
+			return bind(int(etc.Fd()), e.Name(), "/etc/"+e.Name(), false)
+		})
+		if err != nil {
 			return fmt.Errorf("bind /etc/%s into the namespace's /etc: %w", e.Name(), err)
 		}
 	}
@@ -241,7 +239,7 @@ func coverEtc(own string) error {
 		case name == "resolv.conf" && !cover["netns"] && unix.Fstatat(folder, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG:
 			err = unix.Symlink(own+"/"+name, "/etc/"+name)
 		default:
-			err = bind(folder, name, "/etc")
+			err = bind(folder, name, "/etc/"+name, false)
 		}
 		if err != nil {
 			return fmt.Errorf("bind %s/%s over /etc/%s: %w", own, name, name, err)
@@ -271,8 +269,23 @@ func covers(own, etc int, name string) error {
 	return err
 }
 
-// bind mounts the entry name of a folder on that of the folder to, which it makes.
-func bind(folder int, name, to string) error {
+// copyEntry puts an entry of /etc into the folder to: a link as it is, what is no
+// link by put. That is asked now, and not of a listing: a link may have taken a
+// file's place since, or a file a link's, or it may have gone, which is no error.
+func copyEntry(etc *os.File, name, to string, put func() error) error {
+	err := copyLink(etc, name, to)
+	if err == unix.EINVAL { // readlink(2): no link
+		err = put()
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// bind mounts the entry name of a folder, with what is mounted below it, at path,
+// which it makes.
+func bind(folder int, name, path string, readOnly bool) error {
 	tree, err := unix.OpenTree(folder, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		return err
@@ -282,7 +295,6 @@ func bind(folder int, name, to string) error {
 	if err := unix.Fstat(tree, &st); err != nil {
 		return err
 	}
-	path := to + "/" + name
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		err = unix.Mkdir(path, 0o755)
 	} else {
@@ -290,6 +302,18 @@ func bind(folder int, name, to string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if readOnly {
+		err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+		if err == unix.ENOSYS { // before Linux 5.12
+			if err = attach(tree, path); err != nil {
+				return err
+			}
+			return unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return attach(tree, path)
 }

@@ -17,10 +17,11 @@ import (
 const hostEtc = ".host"
 
 // pathKept are entries of /etc that are to have their own path in the view: an
-// AppArmor profile of a DHCP client or supplicant knows them by that.
+// AppArmor profile of a DHCP client or supplicant knows them by that. What is true
+// may be written there: a program keeps its connections in it.
 var pathKept = map[string]bool{
-	"NetworkManager": true, "dhcp": true, "dhcpcd": true, "iwd": true, "netns": true, "network": true, "udhcpc": true, "wpa_supplicant": true,
-	"group": true, "nsswitch.conf": true, "passwd": true,
+	"NetworkManager": true, "dhcp": false, "dhcpcd": false, "iwd": false, "netns": false, "network": false, "udhcpc": false, "wpa_supplicant": true,
+	"group": false, "nsswitch.conf": false, "passwd": false,
 }
 
 // complete is the last file that views get.
@@ -48,7 +49,8 @@ func pin(ns, path string) error {
 //	sys  the namespace's, read-only, so that nobody waits for udev, which does not know it
 //	etc  the machine's, with the entries of /etc/netns/NAME in place of its own, and
 //	     resolv.conf a link to that there, which must be, so that whoever writes one,
-//	     in place or by rename(2), writes /etc/netns/NAME/resolv.conf
+//	     in place or by rename(2), writes /etc/netns/NAME/resolv.conf; but for that
+//	     folder and those of network managers, nothing of /etc can be written by it
 //	net  the namespace itself, which lives on by that when somebody deletes its name
 //
 // All are in a tmpfs at dir, where more may be put. They are mounted where PID 1
@@ -196,22 +198,15 @@ func viewEtc(path, own string) error {
 	if err := unix.Mount("etc", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return err
 	}
-	all, err := openTree("/etc")
-	if err != nil {
-		return err
-	}
-	defer unix.Close(all)
-	if err := os.Mkdir(path+"/"+hostEtc, 0o755); err != nil {
-		return err
-	}
-	if err := attach(all, path+"/"+hostEtc); err != nil {
-		return err
-	}
 	etc, err := os.Open("/etc")
 	if err != nil {
 		return err
 	}
 	defer etc.Close()
+	// whoever deletes the folder of the views deletes no file of the machine
+	if err := bind(int(etc.Fd()), ".", path+"/"+hostEtc, true); err != nil {
+		return err
+	}
 	theirs, err := etc.ReadDir(-1)
 	if err != nil {
 		return err
@@ -233,18 +228,28 @@ func viewEtc(path, own string) error {
 	}
 	for _, e := range theirs {
 		name := e.Name()
-		var err error
-		switch {
-		case covered[name] || name == hostEtc:
-		case pathKept[name] && (e.IsDir() || e.Type().IsRegular()), e.IsDir() && climbs("/etc/"+name):
-			err = bind(int(etc.Fd()), name, path)
-		case e.Type()&fs.ModeSymlink != 0:
-			err = copyLink(etc, name, path)
-		case e.IsDir(), e.Type().IsRegular():
-			err = os.Symlink(hostEtc+"/"+name, filepath.Join(path, name))
+		if covered[name] || name == hostEtc {
+			continue
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
+		err := copyEntry(etc, name, path, func() error {
+			writable, kept := pathKept[name]
+			if !kept && !climbs("/etc/"+name) {
+				return os.Symlink(hostEtc+"/"+name, filepath.Join(path, name))
+			}
+			return bind(int(etc.Fd()), name, filepath.Join(path, name), !writable)
+		})
+		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if info, err := os.Lstat(path + "/netns"); err == nil && info.IsDir() { // and no link
+		tree, err := openTree(own)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(tree)
+		if err := attach(tree, path+"/netns/"+filepath.Base(own)); err != nil {
+			return err
 		}
 	}
 	// a new file in it would be lost, so it must fail

@@ -77,6 +77,7 @@ func TestViews(t *testing.T) {
 		"readlink -f /etc/resolv.conf":         ownConf + "\n",
 		"cat /etc/hosts":                       "192.0.2.9 mine\n",
 		"cmp /etc/passwd /etc/.host/passwd":    "",
+		"touch /etc/.host/x 2>&1 || echo no":   "touch: cannot touch '/etc/.host/x': Read-only file system\nno\n",
 		"test -x /run/hidden || echo hidden":   "hidden\n",
 		"ls -d /etc/ssl/* /etc/alternatives/*": ns.Run(t, "bash", "-c", "ls -d /etc/ssl/* /etc/alternatives/*"),
 		"ls /run/nscd":                         "socket\n", // a plain file stays
@@ -152,5 +153,75 @@ func TestViewsLeaveNothing(t *testing.T) {
 	}
 	if err := proc.MountViews("/proc/1/ns/net", dir); err == nil || !strings.Contains(err.Error(), "no name") {
 		t.Errorf("a namespace without a name: %v", err)
+	}
+}
+
+// TestViewsDeleted: the package's purge takes nothing of the machine away with the
+// views, and who deletes their folder, no more than is to be written by them.
+func TestViewsDeleted(t *testing.T) {
+	p := ns.New(t, "physical")
+	for _, dir := range []string{"/etc/NetworkManager", "/etc/wpa_supplicant", "/etc/iwd"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(dir+"/more", nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := func(but string) string {
+		t.Helper()
+		script := "find /etc -path /etc/netns -prune -o -type d -o -printf '%p %y %s\n' | sort | grep -v " + but
+		return ns.Run(t, "sh", "-c", script)
+	}
+	mounts := ns.Run(t, "cat", "/proc/self/mountinfo")
+	for _, c := range []struct{ script, but string }{
+		{"sh ../../systemd/package/postremove purge; test ! -e /run/wg-quickns", "-e none"},
+		{"! rm -rf /run/wg-quickns 2>/dev/null", "-e ^/etc/NetworkManager/ -e ^/etc/wpa_supplicant/"},
+	} {
+		before := list(c.but)
+		if err := proc.MountViews(p.Path(), viewsDir); err != nil {
+			t.Fatal(err)
+		}
+		ns.Run(t, "sh", "-euc", c.script)
+		if now := list(c.but); now != before {
+			t.Errorf("%s: /etc had %d files and has %d", c.script, strings.Count(before, "\n"), strings.Count(now, "\n"))
+		}
+	}
+	if err := proc.UnmountViews(p.Path(), viewsDir); err != nil {
+		t.Fatal(err)
+	}
+	if now := ns.Run(t, "cat", "/proc/self/mountinfo"); now != mounts {
+		t.Errorf("these mounts are left:\n%s", now)
+	}
+	os.RemoveAll("/etc/netns/physical")
+}
+
+// TestViewsMeanwhile: a file becomes a link, and back, while the views are made.
+func TestViewsMeanwhile(t *testing.T) {
+	p := ns.New(t, "physical")
+	stop, stopped := make(chan bool), make(chan bool)
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				os.Remove("/etc/turning")
+				return
+			default:
+				os.WriteFile("/etc/turning.new", nil, 0o644)
+				os.Rename("/etc/turning.new", "/etc/turning")
+				os.Symlink("hosts", "/etc/turning.new")
+				os.Rename("/etc/turning.new", "/etc/turning")
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for range 50 {
+		if err := proc.MountViews(p.Path(), viewsDir); err != nil {
+			t.Fatal(err)
+		}
+		if err := proc.UnmountViews(p.Path(), viewsDir); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
