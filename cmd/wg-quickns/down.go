@@ -68,7 +68,15 @@ func (a app) down(ctx context.Context, arg string) error {
 	switch {
 	case s.log.State() != journal.Complete:
 	case !found:
-		s.say("`%s' is gone already; undoing what is left of it", s.name)
+		name, err := s.renamed()
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			s.say("`%s' is gone already; undoing what is left of it", s.name)
+		} else {
+			s.say("`%s' was renamed `%s', which is deleted now", s.name, name)
+		}
 	default:
 		if err := s.beforeDown(ctx); err != nil {
 			return err
@@ -104,6 +112,20 @@ func (s *session) recorded(index int) bool {
 		}
 	}
 	return false
+}
+
+// renamed is the name that the interface of the journal has by now, "" if it is gone.
+func (s *session) renamed() (string, error) {
+	if s.gone(s.place.Target) || s.recorded(0) {
+		return "", nil
+	}
+	links, err := s.kernel.Links(s.place.Target)
+	for _, l := range links {
+		if s.recorded(l.Index) && (l.Type == "wireguard" || l.Type == "tun") {
+			return l.Name, err
+		}
+	}
+	return "", err
 }
 
 // adopt writes a journal for an interface that has none, of what wg-quick makes.

@@ -271,8 +271,17 @@ func TestLink(t *testing.T) {
 	if names, err := d.WireGuards(ns); err != nil || contains(names, link) {
 		t.Errorf("WireGuards after delete: %v, %v", names, err)
 	}
-	// The name is free again at once; without an index it is deleted by name.
+	// The name is free again at once. One that was renamed is the same still, and one
+	// that has its name now is not; without an index it is deleted by name.
 	again := do(t, d, ns, plan.Link{Name: link}).Undo[0].(plan.Link)
+	sh(t, ns, "ip link set "+link+" name other; ip link add "+link+" type veth peer name peer")
+	exists(t, d, ns, again, true)
+	do(t, d, ns, again)
+	exists(t, d, ns, again, false)
+	exists(t, d, ns, plan.Link{Name: "other"}, false)
+	exists(t, d, ns, plan.Link{Name: link}, true)
+	sh(t, ns, "ip link del "+link)
+	again = do(t, d, ns, plan.Link{Name: link}).Undo[0].(plan.Link)
 	again.Index = 0
 	do(t, d, ns, again)
 	exists(t, d, ns, plan.Link{Name: link}, false)

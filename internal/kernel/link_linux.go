@@ -66,7 +66,12 @@ func parseLink(b []byte) (l facts.Link) {
 }
 
 func (sp *space) linkByName(name string) (link facts.Link, found bool, err error) {
-	put := func(m *message, _ int) (typ, flags uint16) { return m.putLinkGet(name) }
+	return sp.linkBy(0, name)
+}
+
+// linkBy reads the link of an index, or where that is 0 of a name.
+func (sp *space) linkBy(index int, name string) (link facts.Link, found bool, err error) {
+	put := func(m *message, _ int) (typ, flags uint16) { return m.putLinkGet(index, name) }
 	_, err = sp.rt.exchange(context.Background(), 1, put, func(_ int, body []byte, err error) error {
 		if err == nil {
 			link, found = parseLink(body), true
@@ -254,12 +259,12 @@ func (d *Doer) addLink(ctx context.Context, ns plan.NS, sp *space, s plan.Link) 
 	return plan.Outcome{Undo: []plan.Step{undo}}, nil
 }
 
-// tunnel finds the link that a deleting step means: of the right name, of the
-// right index if that is known, and one that WireGuard serves. Any other of that
-// name is somebody else's, and the tunnel is gone.
+// tunnel finds the link that a deleting step means: of the right index, whatever its
+// name is by now, or where that is not known of the right name, and one that WireGuard
+// serves. Any other is somebody else's, and the tunnel is gone.
 func (sp *space) tunnel(ctx context.Context, s plan.Link) (l facts.Link, ours bool, err error) {
-	l, there, err := sp.linkByName(s.Name)
-	if err != nil || !there || s.Index != 0 && s.Index != l.Index {
+	l, there, err := sp.linkBy(s.Index, s.Name)
+	if err != nil || !there {
 		return l, false, err
 	}
 	switch {
@@ -287,8 +292,10 @@ func (d *Doer) deleteLink(ctx context.Context, sp *space, s plan.Link) error {
 		if err != nil || l.Type == "wireguard" {
 			return err
 		}
-	} else if l.Index != 0 || s.Userspace == "" {
+	} else if s.Userspace == "" {
 		return nil
+	} else if _, taken, err := sp.linkByName(s.Name); err != nil || taken {
+		return err
 	}
 	return removeSockets(ctx, s.Name)
 }

@@ -127,11 +127,13 @@ func (m *message) putIfinfo(index int, flags, change uint32) {
 // skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
 const skipStats = 1 << 3
 
-// putLinkGet asks for one link by its name.
-func (m *message) putLinkGet(name string) (typ, flags uint16) {
-	m.putIfinfo(0, 0, 0)
+// putLinkGet asks for one link by its index, or where that is 0 by its name.
+func (m *message) putLinkGet(index int, name string) (typ, flags uint16) {
+	m.putIfinfo(index, 0, 0)
 	m.attr32(unix.IFLA_EXT_MASK, skipStats)
-	m.attrString(unix.IFLA_IFNAME, name)
+	if index == 0 {
+		m.attrString(unix.IFLA_IFNAME, name)
+	}
 	return unix.RTM_GETLINK, 0
 }
 

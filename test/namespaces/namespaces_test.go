@@ -344,6 +344,17 @@ func TestGone(t *testing.T) {
 	w.becomes(before)
 }
 
+// TestRenamed: it is the same interface under another name, and goes.
+func TestRenamed(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	w.Config(t, "wg0", config(1, ""))
+	w.want(0, w.Up("wg0"))
+	w.NS.Run("ip", "link", "set", "wg0", "down", "name", "other")
+	w.want(0, w.Down("wg0"), "`wg0' was renamed `other', which is deleted now")
+	w.becomes(before)
+}
+
 // TestMoved: the config says another namespace by now, or is gone; the record counts.
 func TestMoved(t *testing.T) {
 	w := newWorld(t)
