@@ -147,8 +147,8 @@ func ours(s plan.Resolv) (bool, error) {
 // step, whether there is something to take back.
 func existsResolv(s plan.Resolv) (bool, error) {
 	if kept(s) {
-		now, _, err := ReadResolv(s.Path)
-		return !s.Delete || now != nil && *now != *s.Old, err
+		now, _, err := ReadResolv(s.Path) // an error is something else in its place
+		return !s.Delete || err != nil || now == nil || *now != *s.Old, nil
 	}
 	switch is, err := ours(s); {
 	case is:
@@ -234,6 +234,11 @@ func doResolv(s plan.Resolv) (err error) {
 // other tunnels want the file it is theirs then.
 func undoResolv(s plan.Resolv, text string) error {
 	old, dirs := s.Old, s.MadeDirs
+	if kept(s) { // the folder may be gone too
+		if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
+			return fmt.Errorf("take back %s: %w", s.Path, err)
+		}
+	}
 	if claimed(s) {
 		c, err := openClaims(s)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -275,6 +280,12 @@ func undoResolv(s plan.Resolv, text string) error {
 
 // putBack writes what was there, nil: nothing, over what the step wrote.
 func putBack(s plan.Resolv, old *string) error {
+	if kept(s) {
+		if now, _, err := ReadResolv(s.Path); err == nil && now != nil && *now == *old {
+			return nil
+		}
+		return writeResolv(s, *old)
+	}
 	is, err := ours(s)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -213,14 +214,30 @@ func TestResolvKept(t *testing.T) {
 	up, down := steps(t, file, false)
 	up.Servers, up.Old, up.Shared, down.Shared = nil, down.Old, true, true
 	do(t, up)
-	for _, now := range []string{own, "nameserver 10.0.0.53\n", ""} {
-		write(t, file, now)
-		if there, err := existsResolv(down); err != nil || there != (now != own) {
-			t.Errorf("%q: something to put back: %v, %v", now, there, err)
+	for _, c := range []struct {
+		now   string
+		spoil func() error
+	}{
+		{own, func() error { return nil }},
+		{"nameserver 10.0.0.53\n", func() error { return os.WriteFile(file, []byte("nameserver 10.0.0.53\n"), 0o644) }},
+		{"empty", func() error { return os.Truncate(file, 0) }},
+		{"gone", func() error { return os.Remove(file) }},
+		{"gone with its folder", func() error { return os.RemoveAll(filepath.Dir(filepath.Dir(file))) }},
+		{"a link", func() error { return errors.Join(os.Remove(file), os.Symlink("/nowhere", file)) }},
+	} {
+		if err := c.spoil(); err != nil {
+			t.Fatal(err)
 		}
+		if there, err := existsResolv(down); err != nil || there != (c.now != own) {
+			t.Errorf("%q: something to put back: %v, %v", c.now, there, err)
+		}
+		before, _ := os.Stat(file)
 		do(t, down)
 		if got, err := os.ReadFile(file); string(got) != own {
-			t.Errorf("%q became %q, %v", now, got, err)
+			t.Errorf("%q became %q, %v", c.now, got, err)
+		}
+		if after, err := os.Stat(file); c.now == own && (err != nil || !os.SameFile(before, after)) {
+			t.Errorf("the file was written though nobody changed it (%v)", err)
 		}
 	}
 }

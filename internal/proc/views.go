@@ -20,12 +20,15 @@ const hostEtc = ".host"
 // AppArmor profile of a DHCP client or supplicant knows them by that. What is true
 // may be written there: a program keeps its connections in it.
 var pathKept = map[string]bool{
-	"NetworkManager": true, "dhcp": false, "dhcpcd": false, "iwd": false, "netns": false, "network": false, "udhcpc": false, "wpa_supplicant": true,
+	"NetworkManager": true, "dhcp": false, "dhcpcd": false, "iwd": false, "network": false, "udhcpc": false, "wpa_supplicant": true,
 	"group": false, "nsswitch.conf": false, "passwd": false,
 }
 
 // complete is the last file that views get.
 const complete = ".complete"
+
+// made, behind the folder of views, is the name of a note of what else was made.
+const made = ".made"
 
 // ViewNet is where the namespace itself is in the folder of its views.
 const ViewNet = "/net"
@@ -74,6 +77,9 @@ func MountViews(ns, dir string) error {
 			return err
 		}
 		own := filepath.Join(configs, name)
+		if err := noteMade(own, dir+made); err != nil {
+			return err
+		}
 		if err := os.MkdirAll(own, 0o755); err != nil {
 			return err
 		}
@@ -114,22 +120,54 @@ func UnmountViews(ns, dir string) error {
 		if err := unmountViews(dir); err != nil {
 			return err
 		}
-		own := filepath.Join(configs, filepath.Base(ns))
-		if info, err := os.Lstat(own + "/resolv.conf"); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
-			if err := os.Remove(own + "/resolv.conf"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
-		err := unix.Rmdir(own)
-		if err == unix.ENOTEMPTY || err == unix.EEXIST || err == unix.ENOENT || err == unix.EBUSY {
-			return nil
-		}
-		return err
+		return removeMade(filepath.Join(configs, filepath.Base(ns)), dir+made)
 	})
 	if err != nil {
 		return fmt.Errorf("take the views of network namespace %s away: %w", filepath.Base(ns), err)
 	}
 	return nil
+}
+
+// noteMade notes at the path mark what is yet to be made of the folder own and the
+// resolv.conf in it: "file", or "folder", for both. A note that is there stays.
+func noteMade(own, mark string) error {
+	if _, err := os.Lstat(own + "/resolv.conf"); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, err := os.Lstat(mark); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	what := "file"
+	if _, err := os.Lstat(own); errors.Is(err, fs.ErrNotExist) {
+		what = "folder"
+	}
+	if err := os.MkdirAll(filepath.Dir(mark), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(mark, []byte(what), 0o644)
+}
+
+// removeMade removes what noteMade noted, unless somebody wrote into it.
+func removeMade(own, mark string) error {
+	what, err := os.ReadFile(mark)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if info, err := os.Lstat(own + "/resolv.conf"); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
+		if err := os.Remove(own + "/resolv.conf"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if string(what) == "folder" {
+		switch err := unix.Rmdir(own); err {
+		case nil, unix.ENOTEMPTY, unix.EEXIST, unix.ENOENT, unix.EBUSY:
+		default:
+			return err
+		}
+	}
+	return os.Remove(mark)
 }
 
 // ViewsMounted says whether there is something of MountViews at dir.
@@ -232,6 +270,9 @@ func viewEtc(path, own string) error {
 			continue
 		}
 		err := copyEntry(etc, name, path, func() error {
+			if "/etc/"+name == configs {
+				return viewConfigs(path+"/"+name, own)
+			}
 			writable, kept := pathKept[name]
 			if !kept && !climbs("/etc/"+name) {
 				return os.Symlink(hostEtc+"/"+name, filepath.Join(path, name))
@@ -242,18 +283,36 @@ func viewEtc(path, own string) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if info, err := os.Lstat(path + "/netns"); err == nil && info.IsDir() { // and no link
-		tree, err := openTree(own)
+	// a new file in it would be lost, so it must fail
+	return unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "")
+}
+
+// viewConfigs makes the view of /etc/netns at path: the folder own is bound, since files
+// in it are replaced and its mount must not keep anybody from removing it.
+func viewConfigs(path, own string) error {
+	folder, err := os.Open(configs)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	all, err := folder.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		if name == filepath.Base(own) {
+			err = bind(int(folder.Fd()), name, filepath.Join(path, name), false)
+		} else {
+			err = os.Symlink("../"+hostEtc+"/netns/"+name, filepath.Join(path, name))
+		}
 		if err != nil {
 			return err
 		}
-		defer unix.Close(tree)
-		if err := attach(tree, path+"/netns/"+filepath.Base(own)); err != nil {
-			return err
-		}
 	}
-	// a new file in it would be lost, so it must fail
-	return unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "")
+	return nil
 }
 
 // climbs says whether there is a link in a folder of /etc that leads out of that by "..".

@@ -196,6 +196,45 @@ func TestViewsDeleted(t *testing.T) {
 	os.RemoveAll("/etc/netns/physical")
 }
 
+// TestViewsKeep: what there was of /etc/netns/NAME stays, be it empty, and what somebody
+// wrote there since.
+func TestViewsKeep(t *testing.T) {
+	p := ns.New(t, "physical")
+	for _, c := range []struct{ before, meanwhile, left string }{
+		{"mkdir $o; touch $o/resolv.conf", "true", "$o $o/resolv.conf"},
+		{"mkdir $o; echo >$o/resolv.conf", "rm $o/resolv.conf", "$o"},
+		{"mkdir $o", "true", "$o"},
+		{"mkdir $o", "rm $o/resolv.conf", "$o"},
+		{"true", "true", ""},
+		{"true", "echo >$o/resolv.conf", "$o $o/resolv.conf"},
+		{"true", "rm -r $o", ""},
+	} {
+		sh := func(script string) string {
+			t.Helper()
+			return ns.Run(t, "sh", "-euc", "o=/etc/netns/physical; "+script)
+		}
+		sh(c.before)
+		if err := proc.MountViews(p.Path(), viewsDir); err != nil {
+			t.Fatal(err)
+		}
+		os.Remove(viewsDir + "/.complete") // as a killed one leaves it
+		if err := proc.MountViews(p.Path(), viewsDir); err != nil {
+			t.Fatal(err)
+		}
+		sh(c.meanwhile)
+		if err := proc.UnmountViews(p.Path(), viewsDir); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := sh("find $o 2>/dev/null || true"), sh("for f in "+c.left+"; do echo $f; done"); got != want {
+			t.Errorf("%s, then %s: left is %q, want %q", c.before, c.meanwhile, got, want)
+		}
+		if left := sh("ls -A /run/wg-quickns"); left != "" {
+			t.Errorf("%s, then %s: left in /run/wg-quickns: %q", c.before, c.meanwhile, left)
+		}
+		sh("rm -rf $o")
+	}
+}
+
 // TestViewsMeanwhile: a file becomes a link, and back, while the views are made.
 func TestViewsMeanwhile(t *testing.T) {
 	p := ns.New(t, "physical")
@@ -216,7 +255,7 @@ func TestViewsMeanwhile(t *testing.T) {
 		}
 	}()
 	defer func() { close(stop); <-stopped }()
-	for range 50 {
+	for range 20 {
 		if err := proc.MountViews(p.Path(), viewsDir); err != nil {
 			t.Fatal(err)
 		}
