@@ -272,7 +272,11 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 	if s.forecast != nil {
 		where = s.forecastBirth()
 	}
-	return dns.ResolveIn(ctx, string(s.local(where)), &s.cfg.Device, dns.Options{Retries: retries, Log: s.warn})
+	err := dns.ResolveIn(ctx, string(s.local(where)), &s.cfg.Device, dns.Options{Retries: retries, Log: s.warn})
+	if err != nil || s.forecast != nil && s.place.spaces[where] == "" { // it is yet to be made
+		return err
+	}
+	return s.kernel.Zones(s.local(where), &s.cfg.Device, s.place.Elsewhere())
 }
 
 // gatherLink reads the facts that addresses and MTU follow from.

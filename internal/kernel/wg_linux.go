@@ -55,17 +55,59 @@ func (sp *space) kernelDevice(ctx context.Context, name string) (w *wireguard, i
 	return w, l.Index, err
 }
 
-// zoneIndex is the index of the interface that an address's zone names: 0 when
-// there is no such, as for getaddrinfo(3).
-func (sp *space) zoneIndex(zone string) uint32 {
-	if n, err := strconv.ParseUint(zone, 10, 32); err == nil {
-		return uint32(n)
+// zones gives the index of each interface that the zone of an endpoint's address
+// names. One that there is not is an error, in wg(8)'s words, as for getaddrinfo(3);
+// a number is taken as it is.
+func (sp *space) zones(dev *confparse.Device) (func(zone string) uint32, error) {
+	known := map[string]uint32{"": 0}
+	for _, p := range dev.Peers {
+		if p.Endpoint == nil {
+			continue
+		}
+		zone := p.Endpoint.Addr.Addr().Zone()
+		if _, ok := known[zone]; ok {
+			continue
+		}
+		n, err := strconv.ParseUint(zone, 10, 32)
+		if err != nil {
+			l, found, err := sp.linkByName(zone)
+			if err == nil && !found {
+				err = fmt.Errorf("Name or service not known: `[%s]:%s'", p.Endpoint.Host, p.Endpoint.Port)
+			}
+			if err != nil {
+				return nil, err
+			}
+			n = uint64(l.Index)
+		}
+		known[zone] = uint32(n)
 	}
-	if zone == "" {
-		return 0
+	return func(zone string) uint32 { return known[zone] }, nil
+}
+
+// Zones checks that there are the interfaces in ns, where a device has its UDP socket,
+// that the zones of its endpoints name. With number it gives their indices in place of
+// their names, for a device that is configured from elsewhere.
+func (d *Doer) Zones(ns plan.NS, dev *confparse.Device, number bool) error {
+	if !slices.ContainsFunc(dev.Peers, func(p confparse.Peer) bool { return p.Endpoint != nil && p.Endpoint.Addr.Addr().Zone() != "" }) {
+		return nil
 	}
-	l, _, _ := sp.linkByName(zone)
-	return uint32(l.Index)
+	sp, err := d.space(ns)
+	if err != nil {
+		return err
+	}
+	index, err := sp.zones(dev)
+	if err != nil || !number {
+		return err
+	}
+	for _, p := range dev.Peers {
+		if p.Endpoint == nil || p.Endpoint.Addr.Addr().Zone() == "" {
+			continue
+		}
+		a := p.Endpoint.Addr.Addr()
+		a = a.WithZone(strconv.FormatUint(uint64(index(a.Zone())), 10))
+		p.Endpoint.Addr = netip.AddrPortFrom(a, p.Endpoint.Addr.Port())
+	}
+	return nil
 }
 
 func (sp *space) zoneName(index uint32) string {
@@ -133,7 +175,7 @@ func (sp *space) removePeers(ctx context.Context, name string, keys []confparse.
 			}
 			parts = append(parts, list)
 		}
-		err = w.set(ctx, index, &confparse.Device{}, parts, sp.zoneIndex)
+		err = w.set(ctx, index, &confparse.Device{}, parts, nil) // no endpoints
 	}
 	if err != nil {
 		return fmt.Errorf("remove peers: %w", err)
@@ -148,12 +190,16 @@ func (sp *space) configure(ctx context.Context, name string, dev *confparse.Devi
 			return fmt.Errorf("endpoint %s:%s has no address yet: %w", p.Endpoint.Host, p.Endpoint.Port, unix.EDESTADDRREQ)
 		}
 	}
+	zone, err := sp.zones(dev)
+	if err != nil {
+		return err
+	}
 	w, index, err := sp.kernelDevice(ctx, name)
 	if err != nil {
 		return err
 	}
 	if w != nil {
-		err = w.set(ctx, index, dev, requests(dev.Peers), sp.zoneIndex)
+		err = w.set(ctx, index, dev, requests(dev.Peers), zone)
 	} else {
 		err = sp.wgctrl(func(c *wgctrl.Client) error { return c.ConfigureDevice(servedName(name), toUserspace(dev)) })
 	}
@@ -166,7 +212,7 @@ func (sp *space) configure(ctx context.Context, name string, dev *confparse.Devi
 	}
 	if w != nil {
 		list := append(requests([]confparse.Peer{*temp}), []peerPart{{Peer: temp, more: true, remove: true}})
-		err = w.set(ctx, index, &confparse.Device{}, list, sp.zoneIndex)
+		err = w.set(ctx, index, &confparse.Device{}, list, zone)
 	} else {
 		err = sp.wgctrl(func(c *wgctrl.Client) error {
 			set := toUserspace(&confparse.Device{Peers: []confparse.Peer{*temp}})

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -173,6 +174,28 @@ func TestEndpointZone(t *testing.T) {
 	}
 	if e := got.Peers[0].Endpoint; e.Addr.String() != "[fe80::7%wg1]:9" || e.Host != "fe80::7%wg1" {
 		t.Errorf("endpoint %+v", e)
+	}
+	// one that there is not changes nothing
+	bad := &confparse.Device{Peers: []confparse.Peer{{PublicKey: key(6), Endpoint: at("192.0.2.1:9")}, {PublicKey: key(5), Endpoint: at("[fe80::7%nosuch]:9")}}}
+	bad.Peers[1].Endpoint.Host, bad.Peers[1].Endpoint.Port = "fe80::7%nosuch", "9"
+	_, err = d.Do(t.Context(), ns, plan.WG{Link: link, Device: bad})
+	if err == nil || !strings.Contains(err.Error(), "Name or service not known: `[fe80::7%nosuch]:9'") {
+		t.Errorf("a zone that is no interface: %v", err)
+	}
+	if now, err := d.ReadDevice(t.Context(), ns, link); err != nil || text(now) != text(got) {
+		t.Errorf("it was\n%s\nand is\n%s (%v)", text(got), text(now), err)
+	}
+	// that of the socket's namespace, for a device in another
+	elsewhere := &confparse.Device{Peers: []confparse.Peer{{Endpoint: at("[fe80::7%wg1]:9")}, {}, {Endpoint: at("192.0.2.1:9")}}}
+	if err := d.Zones(newNS(t), elsewhere, true); err == nil {
+		t.Error("a zone of another namespace is found")
+	}
+	if err := d.Zones(ns, elsewhere, false); err != nil || elsewhere.Peers[0].Endpoint.Addr.Addr().Zone() != "wg1" {
+		t.Errorf("%v, %v", elsewhere.Peers[0].Endpoint, err)
+	}
+	l, _, _ := d.Link(ns, "wg1")
+	if err := d.Zones(ns, elsewhere, true); err != nil || elsewhere.Peers[0].Endpoint.Addr.Addr().Zone() != strconv.Itoa(l.Index) {
+		t.Errorf("%v, %v, want zone %d", elsewhere.Peers[0].Endpoint, err, l.Index)
 	}
 }
 

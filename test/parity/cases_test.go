@@ -416,6 +416,7 @@ func refused() []testCase {
 	for _, bad := range []struct{ name, conf, message string }{
 		{"ListenPort of no service", strings.Replace(split, "ListenPort = 51820", "ListenPort = nosuch", 1), "Servname not supported for ai_socktype: `nosuch'"},
 		{"Endpoint of no such name", strings.Replace(split, "198.51.100.1:", "nosuch.example:", 1), "Name or service not known: `nosuch.example:51820'"},
+		{"Endpoint of no such zone", strings.Replace(split, "198.51.100.1:", "[fe80::1%nosuch]:", 1), "Name or service not known: `[fe80::1%nosuch]:51820'"},
 		{"Endpoint of no such service", strings.Replace(split, "198.51.100.1:51820", "198.51.100.1:nosuch", 1), "Servname not supported for ai_socktype: `198.51.100.1:nosuch'"},
 	} {
 		c = refuse(bad.name, bad.conf, 0, bad.message)
