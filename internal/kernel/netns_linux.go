@@ -31,7 +31,7 @@ func hasNetns(ctx context.Context, s plan.Netns) (bool, error) {
 // means stays: the one that was made is gone.
 func (d *Doer) netns(ctx context.Context, s plan.Netns) (out plan.Outcome, err error) {
 	if !s.Delete {
-		id, err := netns.Create(s.Name)
+		id, err := netns.Create(ctx, s.Name)
 		if err != nil {
 			return out, err
 		}

@@ -76,14 +76,15 @@ func look(path string) (state, error) {
 // Create makes the network namespace /run/netns/NAME as `ip netns add` does, with
 // lo up, and returns its identity. Where the name is taken the error is EEXIST.
 // On failure nothing is left. When it is killed what may be left is a file that
-// Delete removes and the next Create takes over.
-func Create(name string) (ID string, err error) {
+// Delete removes and the next Create takes over. While somebody holds the lock of
+// ip-netns(8) it waits, until ctx ends.
+func Create(ctx context.Context, name string) (ID string, err error) {
 	path, err := namedPath(name)
 	if err != nil {
 		return "", err
 	}
 	fail := func(err error) error { return fmt.Errorf("create network namespace %s: %w", name, err) }
-	lock, err := lockDir(context.Background(), true)
+	lock, err := lockDir(ctx, true)
 	if err != nil {
 		return "", fail(err)
 	}
@@ -209,6 +210,9 @@ func Delete(ctx context.Context, name, id string) error {
 		return err
 	}
 	fail := func(err error) error { return fmt.Errorf("delete network namespace %s: %w", name, err) }
+	if state, err := look(path); err == nil && state == absent {
+		return nil // whoever holds the lock
+	}
 	lock, err := lockDir(ctx, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

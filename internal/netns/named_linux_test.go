@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -29,12 +30,34 @@ func ip(t *testing.T, args ...string) string {
 
 func create(t *testing.T, name string) (id string) {
 	t.Helper()
-	id, err := Create(name)
+	id, err := Create(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { Delete(t.Context(), name, "") })
 	return id
+}
+
+// TestLocked: who waits for the lock of ip-netns(8) can be interrupted, and what there is
+// not needs no lock to be deleted.
+func TestLocked(t *testing.T) {
+	lock, err := lockDir(t.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if id, err := Create(ctx, "n"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Create: %q, %v", id, err)
+	}
+	if err := Delete(t.Context(), "n", ""); err != nil {
+		t.Error(err)
+	}
+	if long := time.Since(began); long > 5*time.Second {
+		t.Errorf("it took %v", long)
+	}
 }
 
 // files is what is under /run/netns, with what is mounted there.
@@ -68,7 +91,7 @@ func files(t *testing.T) string {
 func TestCreateDelete(t *testing.T) {
 	create(t, "first") // the folder is prepared now
 	before := files(t)
-	id, err := Create("n")
+	id, err := Create(t.Context(), "n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +108,7 @@ func TestCreateDelete(t *testing.T) {
 	if out := ip(t, "netns"); !strings.Contains(out, "n") {
 		t.Errorf("ip netns: %s", out)
 	}
-	if _, err := Create("n"); !errors.Is(err, unix.EEXIST) {
+	if _, err := Create(t.Context(), "n"); !errors.Is(err, unix.EEXIST) {
 		t.Errorf("twice: %v, want EEXIST", err)
 	}
 	if out, err := exec.Command("ip", "netns", "add", "n").CombinedOutput(); err == nil {
@@ -157,7 +180,7 @@ func TestCreateAtOnce(t *testing.T) {
 	ids := make([]string, 20)
 	for i := range ids {
 		group.Go(func() {
-			id, err := Create(fmt.Sprintf("n%d", i/2))
+			id, err := Create(t.Context(), fmt.Sprintf("n%d", i/2))
 			if err != nil && !errors.Is(err, unix.EEXIST) {
 				t.Error(err)
 			}
@@ -219,7 +242,7 @@ func TestRefuses(t *testing.T) {
 		if err := Delete(t.Context(), name, ""); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("Delete(%q): %v, want EINVAL", name, err)
 		}
-		if id, err := Create(name); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EEXIST) {
+		if id, err := Create(t.Context(), name); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EEXIST) {
 			t.Errorf("Create(%q): %s %v", name, id, err)
 		}
 	}
@@ -304,7 +327,7 @@ func TestCreateFails(t *testing.T) {
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
-	id, err := Create("fails")
+	id, err := Create(t.Context(), "fails")
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
