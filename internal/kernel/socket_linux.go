@@ -116,9 +116,12 @@ type datagram struct {
 // receive reads what the kernel sends next and calls each with every message,
 // until that says it is the last or returns an error.
 func (s *socket) receive(each func(d datagram) (last bool, err error)) (last bool, err error) {
-	size, _, err := unix.Recvfrom(s.fd, s.in, unix.MSG_TRUNC)
+	size, from, err := unix.Recvfrom(s.fd, s.in, unix.MSG_TRUNC)
 	if err == unix.EINTR {
 		return false, nil
+	}
+	if a, ok := from.(*unix.SockaddrNetlink); err == nil && (!ok || a.Pid != 0) {
+		return false, nil // another process's, see netlink(7)
 	}
 	if err == nil && size > len(s.in) {
 		err = unix.EMSGSIZE
