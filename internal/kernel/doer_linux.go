@@ -40,6 +40,7 @@ type space struct {
 	rt   *socket         // rtnetlink, for changes
 	list *netlink.Handle // rtnetlink, for dumps
 	wg   *wireguard      // the kernel's; nil until it is there
+	nf   *socket         // netfilter, to look for tables; nil until that is asked
 }
 
 // New makes a Doer. It opens nothing until a namespace is needed.
@@ -62,6 +63,9 @@ func (sp *space) close() error {
 	sp.list.Close()
 	if sp.wg != nil {
 		err = errors.Join(err, sp.wg.socket.close())
+	}
+	if sp.nf != nil {
+		err = errors.Join(err, sp.nf.close())
 	}
 	return err
 }
@@ -137,7 +141,7 @@ func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, er
 	case plan.Nft:
 		return sp.hasNft(ctx, s)
 	case plan.KillSwitch:
-		return sp.hasKillSwitch(s)
+		return sp.hasKillSwitch(ctx, s)
 	case plan.Sysctl:
 		v, err := sp.sysctl(s.Name)
 		return sameValue(v, s.Value), err
@@ -216,7 +220,7 @@ func (d *Doer) do(ctx context.Context, ns plan.NS, step plan.Step) (out plan.Out
 	case plan.Nft:
 		return out, 0, sp.nft(ctx, s)
 	case plan.KillSwitch:
-		return out, 0, d.killSwitch(sp, s)
+		return out, 0, d.killSwitch(ctx, sp, s)
 	case plan.Sysctl:
 		out, err = sp.setSysctl(s)
 		return out, 0, err

@@ -75,7 +75,7 @@ func (d *Doer) Gather(ctx context.Context, ns plan.NS, link string, ask Asked) (
 	if f.TableNames, err = tableNames(rtTables); err != nil {
 		return nil, err
 	}
-	_, f.NFTables, err = sp.nftTables()
+	_, f.NFTables, err = sp.firewalls(ctx, plan.Nft{Link: link})
 	if ask.Absent && errors.Is(err, fs.ErrPermission) {
 		f.NFTables, err = true, nil
 	}

@@ -45,17 +45,13 @@ type killChain struct {
 }
 
 // readKillSwitch reads who is in the tables, and which of them there are.
-func readKillSwitch(c *nftables.Conn) (all killSwitches, tables []*nftables.Table, err error) {
-	list, err := c.ListTables()
+func (sp *space) readKillSwitch(ctx context.Context, c *nftables.Conn) (all killSwitches, tables []*nftables.Table, err error) {
+	tables, err = sp.nftTables(ctx, []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyARP}, killTable)
 	if err != nil {
-		return nil, nil, fmt.Errorf("list nft tables: %w", err)
+		return nil, nil, err
 	}
 	all = make(killSwitches)
-	for _, t := range list {
-		if t.Name != killTable || t.Family != nftables.TableFamilyINet && t.Family != nftables.TableFamilyARP {
-			continue
-		}
-		tables = append(tables, t)
+	for _, t := range tables {
 		if t.Family == nftables.TableFamilyARP {
 			continue
 		}
@@ -103,12 +99,12 @@ func ifname(name string) []byte {
 
 // killSwitch adds a tunnel to the tables, or takes it out; the last one takes the
 // tables with it. Whatever was done to them, they are made anew in one transaction.
-func (d *Doer) killSwitch(sp *space, s plan.KillSwitch) error {
+func (d *Doer) killSwitch(ctx context.Context, sp *space, s plan.KillSwitch) error {
 	c, err := sp.nftConn()
 	if err != nil {
 		return err
 	}
-	all, old, err := readKillSwitch(c)
+	all, old, err := sp.readKillSwitch(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -313,12 +309,12 @@ func unanswered() []expr.Any {
 
 // hasKillSwitch says whether the tables have the tunnel as the step has it, and all
 // of their rules; of a deleting step, whether they have the tunnel.
-func (sp *space) hasKillSwitch(s plan.KillSwitch) (bool, error) {
+func (sp *space) hasKillSwitch(ctx context.Context, s plan.KillSwitch) (bool, error) {
 	c, err := sp.nftConn()
 	if err != nil {
 		return false, err
 	}
-	all, tables, err := readKillSwitch(c)
+	all, tables, err := sp.readKillSwitch(ctx, c)
 	if noNft(err) && s.Delete {
 		return false, nil
 	}

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -40,33 +41,56 @@ func noNft(err error) bool {
 	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
-// nftTables lists the tables of the families ip and ip6; ok is false where the
-// kernel has no nf_tables.
-func (sp *space) nftTables() (tables []*nftables.Table, ok bool, err error) {
-	err = func() error {
-		c, err := sp.nftConn()
+// nftTables looks for tables by their names, in each of the families. It does not go by
+// the kernel's list of all, which may leave one out while others change theirs.
+func (sp *space) nftTables(ctx context.Context, families []nftables.TableFamily, names ...string) (tables []*nftables.Table, err error) {
+	if sp.nf == nil {
+		err := sp.inside(func() (err error) {
+			sp.nf, err = dial(unix.NETLINK_NETFILTER)
+			return err
+		})
 		if err != nil {
+			return nil, err
+		}
+	}
+	put := func(m *message, i int) (typ, flags uint16) {
+		m.bytes(byte(families[i/len(names)]), unix.NFNETLINK_V0, 0, 0)
+		m.attrString(unix.NFTA_TABLE_NAME, names[i%len(names)])
+		return unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETTABLE, 0
+	}
+	_, err = sp.nf.exchange(ctx, len(families)*len(names), put, func(i int, body []byte, err error) error {
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		} else if err != nil {
 			return err
 		}
-		all, err := c.ListTables()
-		for _, t := range all {
-			if t.Family == nftables.TableFamilyIPv4 || t.Family == nftables.TableFamilyIPv6 {
-				tables = append(tables, t)
+		t := &nftables.Table{Name: names[i%len(names)], Family: families[i/len(names)]}
+		for typ, data := range attributes(body[min(4, len(body)):]) {
+			if typ == unix.NFTA_TABLE_FLAGS && len(data) == 4 {
+				t.Flags = binary.BigEndian.Uint32(data)
 			}
 		}
-		return err
-	}()
+		tables = append(tables, t)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for nft tables: %w", err)
+	}
+	return tables, nil
+}
+
+// firewalls looks for the tables of a step, and for those that could hold its rules
+// where they are iptables'. ok is false where the kernel has no nf_tables.
+func (sp *space) firewalls(ctx context.Context, s plan.Nft) (tables []*nftables.Table, ok bool, err error) {
+	tables, err = sp.nftTables(ctx, []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}, s.TableName(), "raw", "mangle")
 	if noNft(err) {
 		return nil, false, nil
 	}
-	if err != nil {
-		return nil, false, fmt.Errorf("list nft tables: %w", err)
-	}
-	return tables, true, nil
+	return tables, err == nil, err
 }
 
 func (sp *space) hasNft(ctx context.Context, s plan.Nft) (bool, error) {
-	tables, ok, err := sp.nftTables()
+	tables, ok, err := sp.firewalls(ctx, s)
 	if err != nil {
 		return false, err
 	}
@@ -91,7 +115,7 @@ func (sp *space) hasNft(ctx context.Context, s plan.Nft) (bool, error) {
 }
 
 func (sp *space) nft(ctx context.Context, s plan.Nft) error {
-	tables, ok, err := sp.nftTables()
+	tables, ok, err := sp.firewalls(ctx, s)
 	switch {
 	case err != nil:
 		return err

@@ -3,7 +3,10 @@ package kernel
 import (
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/google/nftables"
 
 	"wg-quickns/internal/plan"
 )
@@ -116,5 +119,45 @@ func TestIptables(t *testing.T) {
 	after := strings.ReplaceAll(state(), "*raw\nCOMMIT\n", "")
 	if after = strings.ReplaceAll(after, "*mangle\nCOMMIT\n", ""); after != before {
 		t.Errorf("after delete:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// TestNftAmongOthers: a table is found while others go that come before it in the kernel's list.
+func TestNftAmongOthers(t *testing.T) {
+	ns := newNS(t)
+	d := newDoer(t, Options{})
+	sp, err := d.space(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others := func(change func(c *nftables.Conn, other *nftables.Table)) {
+		c, err := sp.nftConn()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for i := range 2000 {
+			change(c, &nftables.Table{Name: fmt.Sprintf("of-somebody-else-%d", i), Family: nftables.TableFamilyIPv4})
+		}
+		if err := c.Flush(); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 6 {
+		others(func(c *nftables.Conn, other *nftables.Table) { c.AddTable(other) })
+		do(t, d, ns, plan.Nft{Link: "wg0", Mark: 1})
+		do(t, d, ns, plan.KillSwitch{Link: "wg0", Mark: 1})
+		var gone atomic.Bool
+		go func() {
+			defer gone.Store(true)
+			others(func(c *nftables.Conn, other *nftables.Table) { c.DelTable(other) })
+		}()
+		for last := false; !last; {
+			last = gone.Load()
+			exists(t, d, ns, plan.Nft{Link: "wg0", Delete: true}, true)
+			exists(t, d, ns, plan.KillSwitch{Link: "wg0", Delete: true}, true)
+		}
+		do(t, d, ns, plan.Nft{Link: "wg0", Delete: true})
+		do(t, d, ns, plan.KillSwitch{Link: "wg0", Delete: true})
 	}
 }
