@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"wg-quickns/confparse"
@@ -27,31 +26,14 @@ import (
 const (
 	// settle is how long the guard waits after a change for the next one: they come in bursts.
 	settle = 20 * time.Millisecond
-	// pause is how much longer than a check in vain took the guard waits before the next
-	// one, so that it never takes more than a tenth of a CPU for nothing; at most pauseMost.
-	pause     = 10
-	pauseMost = 300 * time.Millisecond
-	// checkRetry is when a check that failed is made again; then ever later.
-	checkRetry = 100 * time.Millisecond
 	// roamCheck is how often the guard looks whether a peer roamed, which the
 	// kernel does not tell, where an endpoint has a route or a rule of its own.
-	roamCheck = time.Second
-	// handshakeAge is when a name is looked up again: WireGuard has then given up
-	// (REJECT_AFTER_TIME of 180 s less its retries; wg's own reresolve-dns.sh has this number).
-	handshakeAge = 135 * time.Second
-	// A name that is looked up in vain is looked up again ever later.
-	firstRetry, lastRetry = 5 * time.Second, 5 * time.Minute
-	lookupTime            = 4 * time.Second // for a look-up
-	lookups               = 16              // at once
-	lookRetry             = time.Second     // after a look that failed
-	// stepMost is what a step may take, of which restarting a network's services take
-	// longest, before the guard counts as dead.
-	stepMost = 2 * time.Minute
+	roamCheck  = time.Second
+	lookupTime = 4 * time.Second // for a name
+	lookups    = 16              // at once
+	lookRetry  = time.Second     // after a look that failed
 	// hookEnds is what a shell may take to end that was told to leave the guard running.
 	hookEnds = 2 * time.Second
-	// The same repair is done so often in so long; then somebody else wants it otherwise, or
-	// a link flaps. It is left alone, at first for a short time only, as links stop flapping.
-	fightCount, fightTime, firstTruce, lastTruce = 10, 10 * time.Second, 5 * time.Second, time.Minute
 )
 
 const guardUsage = "usage: guard [--leave | --unit] INTERFACE"
@@ -75,8 +57,8 @@ func (a app) guard(ctx context.Context, args []string) error {
 		return fmt.Errorf("guard was called by a hook of `%s', which would wait for it; end the hook with `&'", t.name)
 	}
 	g := &guard{
-		app: a, arg: args[len(args)-1], target: t, leave: leave || unit, unit: unit, names: make(map[confparse.Key]retry), answers: make(chan answer, lookups),
-		slots: make(chan struct{}, lookups), outside: make(map[confparse.Key]netip.AddrPort), fights: make(map[string]fight),
+		app: a, arg: args[len(args)-1], target: t, leave: leave || unit, unit: unit, names: make(engine.Names), answers: make(chan engine.Answer, lookups),
+		slots: make(chan struct{}, lookups), outside: make(map[confparse.Key]netip.AddrPort), fights: make(engine.Fights),
 	}
 	if configErr != nil {
 		a.say("%v; its record of `up' is used instead", configErr)
@@ -90,7 +72,7 @@ func (a app) guard(ctx context.Context, args []string) error {
 	alive, stop := context.WithCancel(context.Background())
 	defer stop()
 	beat := systemd.Watchdog()
-	go g.pulse.beat(alive, beat)
+	go g.beat(alive, beat)
 	for {
 		wait, done, err := g.round(ctx)
 		switch {
@@ -137,7 +119,7 @@ func (g *guard) idle(ctx context.Context, wait, beat time.Duration) bool {
 				return true
 			}
 		case <-pulse:
-			g.pulse.works()
+			g.pulse.Works(time.Now())
 		case a := <-g.answers:
 			g.answered(a)
 			for time.Sleep(settle); len(g.answers) > 0; {
@@ -181,46 +163,20 @@ type guard struct {
 	ends     []netip.AddrPort                 // where the peers were at the last look
 	gateways []facts.Route                    // to those that have an IPv6 route of their own
 	polls    bool                             // where they are matters
-	moves    []answer                         // for the next look
+	moves    []engine.Answer                  // for the next look
 	outside  map[confparse.Key]netip.AddrPort // where each peer was seen outside of the tunnel
 	worked   bool                             // it repaired something
 	failed   int                              // looks in a row
 	noted    bool                             // something stays wrong, and status was told
 	changed  <-chan struct{}
 	stop     func()
-	names    map[confparse.Key]retry
-	answers  chan answer
+	names    engine.Names
+	answers  chan engine.Answer
 	slots    chan struct{} // taken by look-ups
-	fights   map[string]fight
+	fights   engine.Fights
 	vanished bool
 	lost     []string // interfaces that were away and are gone
-	pulse    pulse
-}
-
-// retry is when to look a peer's name up.
-type retry struct {
-	name  string // HOST:PORT
-	at    time.Time
-	wait  time.Duration
-	asked bool // the answer is still to come
-}
-
-// question is a peer's name that is looked up, and answer where it leads.
-type question struct {
-	peer confparse.Key
-	name string
-}
-
-type answer struct {
-	question
-	to  netip.AddrPort
-	err error
-}
-
-type fight struct {
-	at    []time.Time
-	truce time.Duration
-	until time.Time
+	pulse    engine.Pulse
 }
 
 func (g *guard) unwatch() {
@@ -237,12 +193,8 @@ func (g *guard) round(ctx context.Context) (wait time.Duration, done bool, err e
 	g.worked = false
 	wait, done, err = g.look(ctx)
 	took := time.Since(begin)
-	switch {
-	case err != nil || done:
-	case g.worked: // whoever undid something may not be done yet
-		time.Sleep(min(took, pauseMost))
-	default:
-		time.Sleep(min(pause*took, pauseMost))
+	if err == nil && !done {
+		time.Sleep(engine.Pause(took, g.worked))
 	}
 	return wait, done, err
 }
@@ -250,15 +202,15 @@ func (g *guard) round(ctx context.Context) (wait time.Duration, done bool, err e
 // look is one look at everything, and the repair, under the tunnel's lock. It says
 // after what time it wants to look again though nothing changed, 0 for never.
 func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err error) {
-	g.pulse.rests() // another's lock is held for as long as its hooks take
+	g.pulse.Rests() // another's lock is held for as long as its hooks take
 	s, err := g.beginOwn(ctx, g.target)
-	g.pulse.works()
+	g.pulse.Works(time.Now())
 	if err != nil {
 		return 0, false, err
 	}
 	defer s.end()
 	s.engine.Trace = func(commands []string) {
-		g.pulse.works()
+		g.pulse.Works(time.Now())
 		g.trace(commands)
 	}
 	if s.log.State() != journal.Complete {
@@ -300,8 +252,8 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 	if err != nil {
 		// Others change things meanwhile: what fails now may do after the next change.
 		g.fail(err)
-		wait = min(checkRetry<<g.failed, firstRetry)
-		g.failed = min(g.failed+1, 10)
+		wait = engine.Retry(g.failed)
+		g.failed++
 	} else {
 		g.failed = 0
 	}
@@ -396,7 +348,7 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 		g.say("%v; its record of `up' is used instead", err)
 	}
 	s.cfg = now.cfg // whose hooks are run, as by `down`
-	g.pulse.rests() // for as long as they take
+	g.pulse.Rests() // for as long as they take
 	s.engine.Trace = g.trace
 	return 0, true, s.engine.Down(ctx)
 }
@@ -449,10 +401,10 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 	err = s.engine.Repair(ctx, work)
 	// A way to an endpoint comes before the endpoint: the first packet goes there at once.
 	for _, m := range g.moves {
-		host, _ := splitName(m.name)
-		g.trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, host, m.to)})
-		err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, m.peer, m.to))
-		g.outside[m.peer] = m.to
+		host, _ := splitName(m.Name)
+		g.trace([]string{fmt.Sprintf("wg set %s peer (%s) endpoint %s", g.name, host, m.To)})
+		err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, m.Peer, m.To))
+		g.outside[m.Peer] = m.To
 	}
 	g.ends = whereabouts(f.Device.Peers)
 	g.gateways = slices.DeleteFunc(slices.Clone(f.Routes), func(r facts.Route) bool {
@@ -489,7 +441,7 @@ func again(rep strategies.Repair, entries []journal.Entry) []journal.Entry {
 
 // broken compares a tunnel that is up with its record: what is not as it was made,
 // and the repair. Where peers are about to move to is an endpoint too.
-func (s *session) broken(ctx context.Context, moves ...answer) (strategies.Repair, []journal.Entry, *facts.Facts, error) {
+func (s *session) broken(ctx context.Context, moves ...engine.Answer) (strategies.Repair, []journal.Entry, *facts.Facts, error) {
 	head, _ := s.log.Header()
 	cfg := &confparse.Config{RoutingStrategy: head.Strategy, Table: head.Vars["TABLE"]} // whatever the file says by now
 	f, err := s.kernel.Gather(ctx, s.local(s.place.Target), s.name, kernel.Asked{Ways: true})
@@ -497,7 +449,7 @@ func (s *session) broken(ctx context.Context, moves ...answer) (strategies.Repai
 		return strategies.Repair{}, nil, nil, err
 	}
 	for _, m := range moves {
-		f.Device.Peers = append(f.Device.Peers, facts.Peer{Endpoint: m.to})
+		f.Device.Peers = append(f.Device.Peers, facts.Peer{Endpoint: m.To})
 	}
 	entries, err := s.log.Standing()
 	if err != nil {
@@ -609,23 +561,7 @@ func (g *guard) roamed(ctx context.Context) bool {
 // next is when to look again though nothing is heard of.
 func (g *guard) next(strategy string) time.Duration {
 	g.polls = strategy != confparse.StrategyAuto && !g.watched.Elsewhere()
-	var wait time.Duration
-	soon := func(d time.Duration) {
-		if d = max(d, 10*time.Millisecond); wait == 0 || d < wait {
-			wait = d
-		}
-	}
-	for _, r := range g.names {
-		if !r.asked {
-			soon(time.Until(r.at))
-		}
-	}
-	for _, f := range g.fights {
-		if left := time.Until(f.until); left > 0 {
-			soon(left)
-		}
-	}
-	return wait
+	return engine.Wait(time.Now(), g.names, g.fights)
 }
 
 // peace leaves out what was repaired again and again: somebody else wants it otherwise.
@@ -636,19 +572,11 @@ func (g *guard) peace(s *session, r strategies.Repair) strategies.Repair {
 			return true // asked for each time, done only where it is missing
 		}
 		key := strings.Join(plan.Trace(ns, do), "; ")
-		f := g.fights[key]
-		if now.Before(f.until) {
-			return false
+		ok, truce := g.fights.Try(now, key)
+		if truce > 0 {
+			g.say("something undoes this again and again: %s (leaving it alone for %v)", firstLine(key), truce)
 		}
-		f.at = slices.DeleteFunc(f.at, func(t time.Time) bool { return now.Sub(t) > fightTime })
-		f.at = append(f.at, now)
-		if len(f.at) > fightCount {
-			f.truce = min(max(firstTruce, 2*f.truce), lastTruce)
-			f.at, f.until = nil, now.Add(f.truce)
-			g.say("something undoes this again and again: %s (leaving it alone for %v)", firstLine(key), f.truce)
-		}
-		g.fights[key] = f
-		return now.After(f.until)
+		return ok
 	}
 	all := len(r.New)
 	r.Again = slices.DeleteFunc(r.Again, func(a strategies.Standing) bool { return !ok(a.NS, a.Do) })
@@ -656,11 +584,7 @@ func (g *guard) peace(s *session, r strategies.Repair) strategies.Repair {
 	if len(r.New) < all { // what it was to take the place of stays
 		r.Forget, r.Retire = nil, nil
 	}
-	for key, f := range g.fights {
-		if now.Sub(f.until) > fightTime && (len(f.at) == 0 || now.Sub(f.at[len(f.at)-1]) > fightTime) {
-			delete(g.fights, key)
-		}
-	}
+	g.fights.Forget(now)
 	return r
 }
 
@@ -675,8 +599,8 @@ func firstLine(text string) string {
 // follow says which names are to be looked up, those of peers that have not answered
 // for long, and keeps of the moves those that are still wanted. The record has the
 // names: the file may say what no reload has seen yet.
-func (g *guard) follow(ctx context.Context, s *session, target plan.NS) ([]question, error) {
-	moves := g.moves
+func (g *guard) follow(ctx context.Context, s *session, target plan.NS) ([]engine.Question, error) {
+	answers := g.moves
 	g.moves = nil
 	head, _ := s.log.Header()
 	if len(head.Names) == 0 {
@@ -687,40 +611,20 @@ func (g *guard) follow(ctx context.Context, s *session, target plan.NS) ([]quest
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	names := make(map[confparse.Key]retry)
-	var ask []question
+	var named []engine.Peer
 	for _, p := range peers {
-		name := head.Names[fingerprint(p.PublicKey)]
-		if name == "" {
-			continue
+		if name := head.Names[fingerprint(p.PublicKey)]; name != "" {
+			named = append(named, engine.Peer{Key: p.PublicKey, Name: name, Endpoint: p.Endpoint, Handshake: p.Handshake})
 		}
-		r := g.names[p.PublicKey]
-		if r.name != name {
-			r = retry{name: name}
-		}
-		q := question{p.PublicKey, name}
-		if due := p.Handshake.Add(handshakeAge); due.After(now) {
-			r.at, r.wait = due, 0
-		} else {
-			if !r.asked && (r.wait == 0 || !r.at.After(now)) {
-				r.wait, r.asked = min(max(firstRetry, 2*r.wait), lastRetry), true
-				ask = append(ask, q)
-			}
-			i := slices.IndexFunc(moves, func(m answer) bool { return m.question == q })
-			if i >= 0 && moves[i].to != p.Endpoint {
-				g.moves = append(g.moves, moves[i])
-			}
-		}
-		names[p.PublicKey] = r
 	}
-	g.names = names
+	ask, follow := g.names.Look(time.Now(), named, answers)
+	g.moves = follow
 	return ask, nil
 }
 
 // ask has names looked up, side by side, while the guard guards: what they lead to comes
 // by g.answers.
-func (g *guard) ask(ctx context.Context, s *session, target plan.NS, list []question) {
+func (g *guard) ask(ctx context.Context, s *session, target plan.NS, list []engine.Question) {
 	if len(list) == 0 {
 		return
 	}
@@ -728,7 +632,7 @@ func (g *guard) ask(ctx context.Context, s *session, target plan.NS, list []ques
 	mark, err := s.kernel.FwMark(ctx, target, g.name)
 	if err != nil {
 		for _, q := range list {
-			g.answered(answer{question: q, err: err})
+			g.answered(engine.Answer{Question: q, Err: err})
 		}
 		return
 	}
@@ -736,10 +640,10 @@ func (g *guard) ask(ctx context.Context, s *session, target plan.NS, list []ques
 	for _, q := range list {
 		go func() {
 			g.slots <- struct{}{}
-			to, err := lookUp(ctx, birth, q.name, int(mark))
+			to, err := lookUp(ctx, birth, q.Name, int(mark))
 			<-g.slots
 			select {
-			case g.answers <- answer{q, to, err}:
+			case g.answers <- engine.Answer{Question: q, To: to, Err: err}:
 			case <-ctx.Done():
 			}
 		}()
@@ -757,19 +661,15 @@ func lookUp(ctx context.Context, birth, name string, mark int) (netip.AddrPort, 
 	return e.Addr, err
 }
 
-// answered notes what a name leads to, and when to look it up again.
-func (g *guard) answered(a answer) {
-	r, ok := g.names[a.peer]
-	if !ok || r.name != a.name {
-		return // a reload was faster
+// answered takes in what a name leads to.
+func (g *guard) answered(a engine.Answer) {
+	switch {
+	case !g.names.Answered(time.Now(), a.Question): // a reload was faster
+	case a.Err != nil:
+		g.fail(a.Err)
+	default:
+		g.moves = append(slices.DeleteFunc(g.moves, func(m engine.Answer) bool { return m.Question == a.Question }), a)
 	}
-	r.asked, r.at = false, time.Now().Add(r.wait)
-	g.names[a.peer] = r
-	if a.err != nil {
-		g.fail(a.err)
-		return
-	}
-	g.moves = append(g.moves, a)
 }
 
 // endpointNames are the endpoints of a config that are given by a name, as HOST:PORT, by
@@ -799,32 +699,15 @@ func fingerprint(k confparse.Key) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// pulse tells systemd's watchdog that the guard lives, as long as it gets on: where it
-// waits for others, and in a step for as long as one may take.
-type pulse struct{ since atomic.Pointer[time.Time] } // when the step began; nil: it waits
-
-func (p *pulse) works() {
-	now := time.Now()
-	p.since.Store(&now)
-}
-
-func (p *pulse) rests() { p.since.Store(nil) }
-
-// lives says whether the guard gets on.
-func (p *pulse) lives(now time.Time) bool {
-	since := p.since.Load()
-	return since == nil || now.Sub(*since) < stepMost
-}
-
-// beat gives a sign of life so often, 0 for never, until ctx ends.
-func (p *pulse) beat(ctx context.Context, every time.Duration) {
+// beat tells systemd's watchdog that the guard lives so often, 0 for never, until ctx ends.
+func (g *guard) beat(ctx context.Context, every time.Duration) {
 	if every == 0 {
 		return
 	}
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
-		if p.lives(time.Now()) {
+		if g.pulse.Lives(time.Now()) {
 			systemd.Alive()
 		}
 		select {
