@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"wg-quickns/confparse"
 	"wg-quickns/internal/dns"
@@ -16,17 +15,17 @@ import (
 // down undoes what up did, from the record of up; an interface without a record
 // is taken down as wg-quick would have made it.
 func (a app) down(ctx context.Context, arg string) error {
-	if err := a.becomeRoot(); err != nil {
-		return err
-	}
-	t, configErr := a.parseOwn(arg)
-	if t.name == "" {
-		return configErr
-	}
-	if insideHook(t.name) {
-		return fmt.Errorf("down was called by a hook of `%s' itself", t.name)
-	}
-	s, err := a.beginOwn(ctx, t)
+	var configErr error
+	s, err := a.hold(arg, func() (*session, error) {
+		var t target
+		if t, configErr = a.parseOwn(arg); t.name == "" {
+			return nil, configErr
+		}
+		if err := outside("down", t.name); err != nil {
+			return nil, err
+		}
+		return a.beginOwn(ctx, t)
+	})
 	if err != nil {
 		return err
 	}
@@ -167,10 +166,10 @@ func (s *session) adopt(ctx context.Context) error {
 // parseOwn reads wg-quick's own part of the config. The target has a name even
 // where the file is gone or does not parse.
 func (a app) parseOwn(arg string) (target, error) {
-	t, data, err := a.open(arg)
+	t, err := a.open(arg)
 	if err != nil {
 		return t, err
 	}
-	t.cfg, err = confparse.ParseLines(t.path, data)
+	t.cfg, err = confparse.ParseLines(t.path, t.data)
 	return t, err
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"wg-quickns/confparse"
 	"wg-quickns/hooks"
@@ -89,6 +90,52 @@ func TestLocate(t *testing.T) {
 		if _, err := (app{}).locate(filepath.Join(dir, name)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %s", name, err, want)
 		}
+	}
+}
+
+// TestReread: a file that changed, came, went or is another one is noticed; a pipe, which
+// would keep its reader waiting, is not read again.
+func TestReread(t *testing.T) {
+	dir := t.TempDir()
+	link, file, other, pipe := filepath.Join(dir, "wg0.conf"), filepath.Join(dir, "a.conf"), filepath.Join(dir, "b.conf"), filepath.Join(dir, "pipe.conf")
+	do := func(list ...error) {
+		t.Helper()
+		if err := errors.Join(list...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(os.WriteFile(file, []byte("x"), 0o600), os.WriteFile(other, []byte("x"), 0o600), os.Symlink(file, link))
+	var a app
+	var read target
+	for _, step := range []struct {
+		what string
+		do   func()
+		same bool
+	}{
+		{"nothing", func() {}, true},
+		{"written anew", func() { do(os.WriteFile(file, []byte("y"), 0o600)) }, false},
+		{"another by the link", func() { do(os.WriteFile(other, []byte("y"), 0o600), os.Remove(link), os.Symlink(other, link)) }, false},
+		{"gone", func() { do(os.Remove(link)) }, false},
+		{"gone still", func() {}, true},
+		{"there again", func() { do(os.Symlink(other, link)) }, false},
+		{"a pipe", func() { do(syscall.Mkfifo(pipe, 0o600), os.Remove(link), os.Symlink(pipe, link)); read.path = pipe }, true},
+	} {
+		if read.path == "" {
+			read, _ = a.locate(link)
+			read.data, _ = os.ReadFile(read.path)
+		}
+		step.do()
+		done := make(chan bool)
+		go func() { done <- a.reread(link, read) }()
+		select {
+		case same := <-done:
+			if same != step.same {
+				t.Errorf("%s: the same: %v", step.what, same)
+			}
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s: still reading", step.what)
+		}
+		read = target{}
 	}
 }
 

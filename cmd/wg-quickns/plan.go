@@ -108,7 +108,7 @@ func (a app) planUp(ctx context.Context, arg string) ([]plan.Action, error) {
 	s.device = &s.forecast.Device
 	vars, arrays := s.shellVariables()
 	var all []plan.Action
-	for _, stage := range s.stages(journal.Begin{Vars: vars, Arrays: arrays}, 0) {
+	for _, stage := range s.stages(journal.Begin{Vars: vars, Arrays: arrays}) {
 		actions, err := stage.Plan(ctx)
 		if err != nil {
 			return nil, err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"wg-quickns/internal/dns"
 	"wg-quickns/internal/engine"
 	"wg-quickns/internal/journal"
 	"wg-quickns/internal/kernel"
@@ -18,21 +17,7 @@ import (
 // reload makes a tunnel that is up what its file says by now. Only the difference
 // is done; sessions of peers that stay are kept.
 func (a app) reload(ctx context.Context, arg string) error {
-	if err := a.becomeRoot(); err != nil {
-		return err
-	}
-	t, err := a.parse(arg)
-	if err != nil {
-		return err
-	}
-	if insideHook(t.name) {
-		return fmt.Errorf("reload was called by a hook of `%s' itself", t.name)
-	}
-	p, err := findPlace(ctx, t.path, t.cfg)
-	if err != nil {
-		return err
-	}
-	s, err := a.begin(ctx, t, &p)
+	s, p, err := a.holdWhole(ctx, "reload", arg)
 	if err != nil {
 		return err
 	}
@@ -43,7 +28,7 @@ func (a app) reload(ctx context.Context, arg string) error {
 	if err := s.inPlace(p); err != nil {
 		return err
 	}
-	if err := s.resolve(ctx, dns.DefaultRetries); err != nil {
+	if err := s.resolve(ctx); err != nil {
 		return err
 	}
 	running, err := s.kernel.ReadDevice(ctx, s.local(s.place.Target), s.name)
@@ -152,7 +137,7 @@ func (s *session) change(ctx context.Context) (strategies.Change, error) {
 	before, mark := strategies.Before(f, up)
 	s.forecast, s.device = before, &before.Device
 	var wanted []plan.Action
-	for _, stage := range s.stages(journal.Begin{}, 0) {
+	for _, stage := range s.stages(journal.Begin{}) {
 		var actions []plan.Action
 		switch stage.Name {
 		case "namespaces", "physical", "PhysicalUp", "PostUp":

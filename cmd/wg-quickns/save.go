@@ -14,14 +14,13 @@ import (
 
 // saveCommand writes the running state of an interface to its config file.
 func (a app) saveCommand(ctx context.Context, arg string) error {
-	if err := a.becomeRoot(); err != nil {
-		return err
-	}
-	t, err := a.parseOwn(arg)
-	if err != nil {
-		return err
-	}
-	s, err := a.beginOwn(ctx, t)
+	s, err := a.hold(arg, func() (*session, error) {
+		t, err := a.parseOwn(arg)
+		if err != nil {
+			return nil, err
+		}
+		return a.beginOwn(ctx, t)
+	})
 	if err != nil {
 		return err
 	}

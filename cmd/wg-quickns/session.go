@@ -47,6 +47,8 @@ type session struct {
 	doer   engine.Doer
 	engine *engine.Engine
 	device *facts.Device // as last gathered by up
+	// retries is how often endpoints' names are looked up again.
+	retries int
 	// forecast is what the facts will be, for a plan that is only shown; nil: they are read.
 	forecast *facts.Facts
 }
@@ -146,6 +148,57 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 	}
 	a.out.set(fieldNamespace, display(s.place.Target))
 	return s, err
+}
+
+// hold begins a command on one tunnel: as root, and with the file as it is under the
+// tunnel's lock, as whoever had the lock may have written it. begin reads the file and
+// takes the lock; it is called again where the file is another one by then.
+func (a app) hold(arg string, begin func() (*session, error)) (*session, error) {
+	if err := a.becomeRoot(); err != nil {
+		return nil, err
+	}
+	for {
+		s, err := begin()
+		if err != nil || a.reread(arg, s.target) {
+			return s, err
+		}
+		s.end()
+	}
+}
+
+// holdWhole is hold for a command that needs all of the file, what the environment says
+// of endpoints' names, and where the file puts the tunnel.
+func (a app) holdWhole(ctx context.Context, command, arg string) (s *session, p place, err error) {
+	s, err = a.hold(arg, func() (*session, error) {
+		t, err := a.parse(arg)
+		if err != nil {
+			return nil, err
+		}
+		if err := outside(command, t.name); err != nil {
+			return nil, err
+		}
+		retries, err := dns.ParseRetries(os.LookupEnv("WG_ENDPOINT_RESOLUTION_RETRIES"))
+		if err != nil {
+			return nil, err
+		}
+		if p, err = findPlace(ctx, t.path, t.cfg); err != nil {
+			return nil, err
+		}
+		s, err := a.begin(ctx, t, &p)
+		if err == nil {
+			s.retries = retries
+		}
+		return s, err
+	})
+	return s, p, err
+}
+
+// outside refuses a command that waits for the end of the hook that called it.
+func outside(command, name string) error {
+	if insideHook(name) {
+		return fmt.Errorf("%s was called by a hook of `%s' itself", command, name)
+	}
+	return nil
 }
 
 // beginOwn is begin for the commands that act on what is there.

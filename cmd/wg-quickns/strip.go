@@ -8,11 +8,11 @@ import (
 
 // strip prints wg's part of the config file.
 func (a app) strip(arg string) error {
-	t, data, err := a.open(arg)
+	t, err := a.open(arg)
 	if err != nil {
 		return a.asRoot(err)
 	}
-	cfg, err := confparse.ParseLines(t.path, data)
+	cfg, err := confparse.ParseLines(t.path, t.data)
 	if err != nil {
 		return err
 	}

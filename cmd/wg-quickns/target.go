@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +18,7 @@ import (
 type target struct {
 	name string // the interface
 	path string // the config file, links resolved; as given where it does not exist
+	data []byte // what was read of it
 	cfg  *confparse.Config
 }
 
@@ -95,22 +97,35 @@ func worldAccessible(path string) (bool, error) {
 }
 
 // open locates the config file and warns of one that others may read; it parses nothing.
-func (a app) open(arg string) (target, []byte, error) {
+func (a app) open(arg string) (target, error) {
 	t, err := a.locate(arg)
 	a.out.set(fieldInterface, t.name)
 	if err != nil {
-		return t, nil, err
+		return t, err
 	}
 	open, err := worldAccessible(t.path)
 	if err != nil {
-		return t, nil, err
+		return t, err
 	}
 	if open {
 		a.warn(fmt.Sprintf("Warning: `%s' is world accessible", t.path))
 	}
-	data, err := os.ReadFile(t.path)
-	if err != nil {
-		return t, nil, fmt.Errorf("read the config file: %w", err)
+	if t.data, err = os.ReadFile(t.path); err != nil {
+		return t, fmt.Errorf("read the config file: %w", err)
 	}
-	return t, data, nil
+	return t, nil
+}
+
+// reread says whether the argument still leads to the file that was read. A pipe is read
+// once.
+func (a app) reread(arg string, t target) bool {
+	if info, err := os.Stat(t.path); err == nil && !info.Mode().IsRegular() {
+		return true
+	}
+	now, err := a.locate(arg)
+	if err == nil {
+		now.data, err = os.ReadFile(now.path)
+	}
+	// One that cannot be read by now is for whoever reads it again to say.
+	return now.path == t.path && bytes.Equal(now.data, t.data)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 
 	"wg-quickns/confparse"
@@ -21,25 +20,7 @@ import (
 
 // up makes the tunnel that the config describes, or nothing at all.
 func (a app) up(ctx context.Context, arg string) (err error) {
-	if err := a.becomeRoot(); err != nil {
-		return err
-	}
-	t, err := a.parse(arg)
-	if err != nil {
-		return err
-	}
-	if insideHook(t.name) {
-		return fmt.Errorf("up was called by a hook of `%s' itself", t.name)
-	}
-	retries, err := dns.ParseRetries(os.LookupEnv("WG_ENDPOINT_RESOLUTION_RETRIES"))
-	if err != nil {
-		return err
-	}
-	p, err := findPlace(ctx, t.path, t.cfg)
-	if err != nil {
-		return err
-	}
-	s, err := a.begin(ctx, t, &p)
+	s, p, err := a.holdWhole(ctx, "up", arg)
 	if err != nil {
 		return err
 	}
@@ -66,12 +47,12 @@ func (a app) up(ctx context.Context, arg string) (err error) {
 		if err := s.kernel.Close(); err != nil { // what it has open is of before
 			return err
 		}
-		if p, err = findPlace(ctx, t.path, t.cfg); err != nil {
+		if p, err = findPlace(ctx, s.path, s.cfg); err != nil {
 			return err
 		}
 	}
 	s.place = p
-	if t.cfg.KillSwitch {
+	if s.cfg.KillSwitch {
 		ns := p.Target
 		if p.missing(p.Target) { // one kernel has them all
 			ns = ""
@@ -88,13 +69,13 @@ func (a app) up(ctx context.Context, arg string) (err error) {
 		if _, err := s.owners(ctx, p.Target, list); err != nil {
 			return err
 		}
-		for _, name := range t.cfg.PhysicalInterfaces {
+		for _, name := range s.cfg.PhysicalInterfaces {
 			if !slices.ContainsFunc(list, func(l facts.Interface) bool { return l.Name == name }) {
 				s.say("there is no interface `%s': the guard moves it when it comes", name)
 			}
 		}
 	}
-	if len(t.cfg.DNS) > 0 && p.resolvConf() { // what DNS= is refused for is known before anything is done
+	if len(s.cfg.DNS) > 0 && p.resolvConf() { // what DNS= is refused for is known before anything is done
 		if _, err := s.resolvStep(ctx); err != nil {
 			return err
 		}
@@ -107,7 +88,7 @@ func (a app) up(ctx context.Context, arg string) (err error) {
 		return err
 	}
 	staged = true
-	return s.engine.Up(ctx, s.stages(head, retries)...)
+	return s.engine.Up(ctx, s.stages(head)...)
 }
 
 // keeps says what an earlier run left that stays while it is cleaned up after: a kill
@@ -132,11 +113,11 @@ func (s *session) keeps(p place) func(plan.Step) bool {
 
 // parse reads a whole config, as up needs it.
 func (a app) parse(arg string) (target, error) {
-	t, data, err := a.open(arg)
+	t, err := a.open(arg)
 	if err != nil {
 		return t, err
 	}
-	if t.cfg, err = confparse.Parse(t.path, data); err != nil {
+	if t.cfg, err = confparse.Parse(t.path, t.data); err != nil {
 		return t, err
 	}
 	names, err := kernel.TableNames()
@@ -180,7 +161,7 @@ func (s *session) present() (bool, error) {
 
 // stages is up, in wg-quick's order. Facts are gathered anew where a hook or the
 // kernel may have changed them.
-func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
+func (s *session) stages(head journal.Begin) []engine.Stage {
 	hooks := func(phase string, commands []string) []plan.Action {
 		return strategies.Hooks(s.hookSteps(phase, commands, head.Vars, head.Arrays), s.place.Place)
 	}
@@ -201,7 +182,7 @@ func (s *session) stages(head journal.Begin, retries int) []engine.Stage {
 			for _, w := range s.cfg.Warnings {
 				s.warn(fmt.Sprint(w))
 			}
-			if err := s.resolve(ctx, retries); err != nil {
+			if err := s.resolve(ctx); err != nil {
 				return nil, err
 			}
 			return strategies.Configure(s.name, &s.cfg.Device, s.place.Place), nil
@@ -263,7 +244,7 @@ func (s *session) killSwitch(ctx context.Context) ([]plan.Action, error) {
 }
 
 // resolve finds the addresses and ports of the config's names.
-func (s *session) resolve(ctx context.Context, retries int) error {
+func (s *session) resolve(ctx context.Context) error {
 	port := func(service string) (int, error) { return net.DefaultResolver.LookupPort(ctx, "udp", service) }
 	if err := s.cfg.ResolveServices(port); err != nil {
 		return err
@@ -272,7 +253,7 @@ func (s *session) resolve(ctx context.Context, retries int) error {
 	if s.forecast != nil {
 		where = s.forecastBirth()
 	}
-	err := dns.ResolveIn(ctx, string(s.local(where)), &s.cfg.Device, dns.Options{Retries: retries, Log: s.warn})
+	err := dns.ResolveIn(ctx, string(s.local(where)), &s.cfg.Device, dns.Options{Retries: s.retries, Log: s.warn})
 	if err != nil || s.forecast != nil && s.place.spaces[where] == "" { // it is yet to be made
 		return err
 	}

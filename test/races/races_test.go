@@ -14,6 +14,7 @@ import (
 
 	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
+	"wg-quickns/test/programs"
 	"wg-quickns/test/state"
 )
 
@@ -266,4 +267,44 @@ func TestWorkers(t *testing.T) {
 	}
 	same(t, "after all", b, before)
 	t.Logf("%d operations: %v, %d up in the end; the longest took %v", operations, done, len(marks), longest)
+}
+
+// TestSavedMeanwhile: who waits for a tunnel works with the file as it is then, not with
+// the one of before.
+func TestSavedMeanwhile(t *testing.T) {
+	b := bed.New(t, "saved")
+	const hold = "SaveConfig = true\nPreDown = echo held >>$HOOKS; until [ -e $RECORDS/go ]; do sleep 0.02; done\n[Peer]"
+	b.Config(t, "wg0", strings.Replace(config(0), "[Peer]", hold, 1))
+	wg, err := programs.WG()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := b.Up("wg0"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	b.NS.Run(wg, "set", "wg0", "peer", bed.Key("later"), "allowed-ips", "10.9.0.0/16")
+	down, err := b.Start(nil, b.Program, "down", "wg0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bed.Wait(10*time.Second, func() bool { _, err := os.Stat(b.Hooks); return err == nil }) {
+		t.Error("PreDown did not begin")
+	}
+	up, err := b.Start(nil, b.Program, "up", "wg0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // it has read the file by then
+	b.NS.Run("touch", b.Records+"/go")
+	for _, p := range []*bed.Process{down, up} {
+		if r := p.Wait(); r.Code != 0 {
+			t.Fatal(r)
+		}
+	}
+	if peers := b.NS.Run(wg, "show", "wg0", "peers"); !strings.Contains(peers, bed.Key("later")) {
+		t.Errorf("up has not what down saved, but\n%s", peers)
+	}
+	if r := b.Down("wg0"); r.Code != 0 {
+		t.Error(r)
+	}
 }

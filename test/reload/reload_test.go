@@ -247,6 +247,28 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestRetries: a name that does not resolve for now is asked for again as often as `up`
+// would.
+func TestRetries(t *testing.T) {
+	b := bed.New(t, "bed")
+	if err := os.WriteFile("/etc/resolv.conf", []byte("nameserver 192.0.2.1\n"), 0o644); err != nil { // refuses
+		t.Fatal(err)
+	}
+	text := file("Address = 10.1.0.2/24", "10.5.0.0/16", "")
+	b.Config(t, "wg0", text)
+	if r := b.Up("wg0"); r.Code != 0 {
+		t.Fatal(r)
+	}
+	b.Config(t, "wg0", strings.Replace(text, "192.0.2.1:", "name.example:", 1))
+	r := b.Run([]string{"WG_ENDPOINT_RESOLUTION_RETRIES=0"}, b.Program, "reload", "wg0")
+	if r.Code != 1 || !strings.Contains(r.Output, "name.example") || strings.Contains(r.Output, "Trying again") {
+		t.Error(r)
+	}
+	if r := b.Down("wg0"); r.Code != 0 {
+		t.Error(r)
+	}
+}
+
 // TestOnePeer: of a thousand peers one has changed. The others are not asked for, and
 // a TCP connection through another one goes on in its session.
 func TestOnePeer(t *testing.T) {
