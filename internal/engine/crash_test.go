@@ -39,7 +39,7 @@ func TestKilledUp(t *testing.T) {
 	t.Parallel()
 	eachLab(t, func(t *testing.T, newLab func(testing.TB) *lab) {
 		n, _ := calls(t, newLab)
-		if n < 25 {
+		if n < 23 {
 			t.Fatalf("up is %d calls only", n)
 		}
 		t.Logf("killed at %d calls of up, before and after", n)

@@ -166,9 +166,10 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 	}
 	// Without an undo nothing that was there before can be lost, and the kernel
 	// itself says EEXIST.
-	// A kill switch that is there without a record is taken over: it never opens.
+	// A kill switch that is there without a record is taken over: it never opens. So is
+	// a firewall, which outlives its interface where wg-quick made both.
 	kind := a.Do.Kind()
-	if sysctl || makes(a.Do) && !plan.Takes(a.Do) && kind != plan.KindResolv && kind != plan.KindKillSwitch && !plan.Physical(a.Do) && len(a.Undo) > 0 {
+	if sysctl || makes(a.Do) && !plan.Takes(a.Do) && kind != plan.KindResolv && !wall(a.Do) && !plan.Physical(a.Do) && len(a.Undo) > 0 {
 		there, err := e.Doer.Exists(ctx, a.NS, a.Do)
 		if err != nil {
 			return nil, stepError(a.Do, err)

@@ -577,7 +577,7 @@ func TestGlobalLock(t *testing.T) {
 	}
 	l.mustUp()
 	all := strings.Join(where, " ")
-	if !strings.HasPrefix(all, "routes fwmark rule rule") || !strings.HasSuffix(all, "nft nft") || strings.Contains(all, "hook") {
+	if !strings.HasPrefix(all, "routes fwmark rule rule") || !strings.HasSuffix(all, "route nft") || strings.Contains(all, "hook") {
 		t.Errorf("global stage: held in %q", all)
 	}
 	l.mustDown()
@@ -593,7 +593,6 @@ func TestWhatWasThereStays(t *testing.T) {
 	}{
 		{"link", func(w *world) { w.links["wg0"] = 5 }, "ip link add dev wg0 type wireguard"},
 		{"rule", func(w *world) { w.things["rule 4 43 51821 -> 51821 suppress -1"] = "" }, ""},
-		{"nft", func(w *world) { w.nft["ip6 wg-quick-wg0"] = 4 }, "nft -f /dev/fd/63"},
 		{"address", func(w *world) { w.things["addr wg0 fd00::1/64"] = "" }, "ip -6 address add fd00::1/64 dev wg0"},
 	} {
 		l := newLab(t)
@@ -618,19 +617,28 @@ func TestWhatWasThereStays(t *testing.T) {
 		}
 	}
 	// Somebody makes it between the question and the step.
-	l := newLab(t)
-	l.doer.before = func(n int, s plan.Step) {
-		if s, ok := s.(plan.Nft); ok && !s.Delete && s.IPv6 {
-			if l.doer.n%2 == 0 { // asked, now doing
-				l.world.nft["ip6 wg-quick-wg0"] = 77
+	l, asked := newLab(t), false
+	const theirs = "rule 6 43 51821 -> 51821 suppress -1"
+	l.doer.before = func(_ int, s plan.Step) {
+		if r, ok := s.(plan.Rule); ok && r.IPv6 && !r.Delete {
+			if asked {
+				l.world.things[theirs] = ""
 			}
+			asked = true
 		}
 	}
 	err, _ := l.with(nil).up(t.Context())
 	l.doer.before = nil
-	if !errors.Is(err, unix.EEXIST) || l.world.nft["ip6 wg-quick-wg0"] != 77 {
+	if _, there := l.world.things[theirs]; !errors.Is(err, unix.EEXIST) || !there {
 		t.Errorf("%v: what somebody else made was removed", err)
 	}
+	// A firewall that has lost its interface goes with the tunnel that takes it over.
+	l = newLab(t)
+	l.world.nft["ip6 wg-quick-wg0"] = 4
+	l.mustUp()
+	l.isUp("over a firewall")
+	l.mustDown()
+	l.isBefore("over a firewall")
 }
 
 // Undo is by identity: another's thing of the same name stays.

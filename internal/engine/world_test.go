@@ -175,8 +175,6 @@ func (w *world) Do(ctx context.Context, ns plan.NS, s plan.Step) (out plan.Outco
 	case plan.Nft:
 		handle, there := w.nft[table(s)]
 		switch {
-		case !s.Delete && there:
-			return fail(0, unix.EEXIST)
 		case !s.Delete:
 			w.next++
 			w.nft[table(s)] = uint64(w.next)

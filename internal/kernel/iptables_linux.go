@@ -65,8 +65,13 @@ func (sp *space) iptables(ctx context.Context, input, name string, args ...strin
 	return out.String(), nil
 }
 
-func (sp *space) iptablesAdd(ctx context.Context, s plan.Nft) error {
-	_, err := sp.iptables(ctx, iptablesRules(s), iptablesPrefix(s.IPv6)+"tables-restore", "-n")
+// iptablesAdd adds the rules, in place of those without their interface.
+func (sp *space) iptablesAdd(ctx context.Context, s plan.Nft, tables []*nftables.Table) error {
+	undo, err := sp.iptablesFind(ctx, s, s.IPv6, tables)
+	if err != nil {
+		return err
+	}
+	_, err = sp.iptables(ctx, undo+iptablesRules(s), iptablesPrefix(s.IPv6)+"tables-restore", "-n")
 	return err
 }
 

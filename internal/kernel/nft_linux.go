@@ -122,14 +122,14 @@ func (sp *space) nft(ctx context.Context, s plan.Nft) error {
 	case s.Delete:
 		return sp.deleteFirewall(ctx, s, tables)
 	case !ok || s.IPTables:
-		return sp.iptablesAdd(ctx, s)
+		return sp.iptablesAdd(ctx, s, tables)
 	}
 	c, err := sp.nftConn()
 	if err != nil {
 		return err
 	}
 	for _, t := range tables {
-		// Only where there is one: a deletion keeps the socket's close waiting for the kernel, 10 ms.
+		// In place of one without its interface. Only where there is one: a deletion keeps the socket's close waiting for the kernel, 10 ms.
 		if t.Name == s.TableName() && t.Family == nftFamily(s.IPv6) {
 			c.DelTable(t)
 		}

@@ -101,6 +101,10 @@ func TestIptables(t *testing.T) {
 		exists(t, d, ns, s, true)
 	}
 	added := state()
+	do(t, d, ns, s4) // over what is there
+	if again := state(); again != added {
+		t.Errorf("added twice:\n%s\nonce:\n%s", again, added)
+	}
 	for _, want := range []string{
 		`-A PREROUTING -d 10.0.0.1/32 ! -i wg0 -m addrtype ! --src-type LOCAL -m comment --comment "wg-quick(8) rule for wg0" -j DROP`,
 		`-A PREROUTING -d 192.0.2.7/32 ! -i wg0 -m addrtype ! --src-type LOCAL -m comment --comment "wg-quick(8) rule for wg0" -j DROP`,

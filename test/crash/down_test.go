@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"wg-quickns/test/bed"
+	"wg-quickns/test/state"
 )
 
 // TestDownAfter takes down what somebody meddled with since up.
@@ -56,6 +57,34 @@ func TestDownAfter(t *testing.T) {
 		p.NS.Run("ip", "link", "del", "wg0")
 		p.up()
 		p.down()
+	})
+	w.at("up after", "the interface of a tunnel without a record was deleted", func(p *point) {
+		p.up()
+		p.NS.Run("ip", "link", "del", "wg0")
+		if err := os.RemoveAll(p.Journal(t, "wg0")); err != nil {
+			t.Fatal(err)
+		}
+		left, err := p.Take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.want("up", p.Up("wg0"), 0)
+		if err := p.Routed("wg0"); err != nil {
+			p.errorf("%v", err)
+		}
+		p.want("down", p.Down("wg0"), 0)
+		now, err := p.Take()
+		if n := added(now, left, "nft"); err != nil || n != p.nft {
+			p.errorf("%d of %d lines of nft went with down: %v", n, p.nft, err)
+		}
+		for _, s := range []state.State{left, now} {
+			delete(s, "nft")
+			delete(s, "dns") // the record of the first up was nobody's
+		}
+		if d := state.Diff(left, now); d != "" {
+			p.errorf("after down:\n%s", d)
+		}
+		w.fresh()
 	})
 	w.at("up after", "an up", func(p *point) {
 		p.up()
