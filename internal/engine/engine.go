@@ -331,11 +331,16 @@ func (e *Engine) undo(ctx context.Context, lock *global, rollback bool) error {
 		inside = inside || !made
 		pending = append(pending, u.step)
 	}
-	if len(left) == 0 && keep {
-		return errors.Join(append(errs, e.after(ctx))...)
-	}
 	if len(left) == 0 {
-		return errors.Join(append(errs, e.after(ctx), e.Journal.Remove())...)
+		errs = append(errs, e.after(ctx))
+		switch {
+		case e.due(): // ctx ended before it
+			left = append(left, "PostDown")
+		case keep:
+			return errors.Join(errs...)
+		default:
+			return errors.Join(append(errs, e.Journal.Remove())...)
+		}
 	}
 	if ctx.Err() != nil {
 		errs = append(errs, context.Cause(ctx))
@@ -363,9 +368,15 @@ func waits(s plan.Step, pending []plan.Step) bool {
 	return false
 }
 
-// after runs After once in a begun `down`.
+// due says whether After is still to run.
+func (e *Engine) due() bool {
+	return e.After != nil && e.Journal.DownBegun() && !e.Journal.AfterRan()
+}
+
+// after runs After once in a begun `down`, and not when ctx has ended: what runs then
+// is told to end at once.
 func (e *Engine) after(ctx context.Context) error {
-	if e.After == nil || !e.Journal.DownBegun() || e.Journal.AfterRan() {
+	if !e.due() || ctx.Err() != nil {
 		return nil
 	}
 	return errors.Join(e.After(ctx), e.Journal.After())

@@ -315,18 +315,28 @@ func (d deaf) Do(_ context.Context, ns plan.NS, s plan.Step) (plan.Outcome, erro
 // A signal does not leave half a tunnel: down finishes, and says that it was told to end.
 func TestCancelledDown(t *testing.T) {
 	_, n := calls(t, newLab)
-	for i := range n {
+	for i := range 2 * n {
 		l := newLab(t)
 		l.mustUp()
+		ran := 0
+		l.after = func(ctx context.Context) error {
+			if ctx.Err() == nil {
+				ran++
+			}
+			return ctx.Err()
+		}
 		ctx, cancel := context.WithCancelCause(t.Context())
-		l.doer.before = func(k int, _ plan.Step) {
-			if k == i {
+		stop := func(k int, _ plan.Step) {
+			if k == i/2 {
 				cancel(errSignal)
 			}
 		}
+		if l.doer.before = stop; i%2 == 1 {
+			l.doer.before, l.doer.after = nil, stop
+		}
 		err, _ := l.with(nil).down(ctx)
-		if !errors.Is(err, errSignal) || errors.Is(err, engine.ErrLeft) {
-			t.Fatalf("cancelled at %d: %v", i, err)
+		if !errors.Is(err, errSignal) || errors.Is(err, engine.ErrLeft) || ran != 1 {
+			t.Fatalf("cancelled at %d: %v; it ran what comes after %d times", i, err, ran)
 		}
 		l.isBefore("cancelled at %d", i)
 		if err, _ := l.down(ctx); !errors.Is(err, errSignal) {

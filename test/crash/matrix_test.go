@@ -200,6 +200,9 @@ func (w *world) interruptedDown(steps []string) {
 				p.down()
 			}
 			p.clean("after down")
+			if !strings.Contains(f.name, " hook ") {
+				p.ran("PostDown", false)
+			}
 		})
 	}
 }
