@@ -164,18 +164,8 @@ func findState(t target, here netns.ID) (string, error) {
 // recordedPlace is the place that a journal speaks of.
 func recordedPlace(log *journal.Journal) (place, error) {
 	h, _ := log.Header()
-	p := place{spaces: make(map[plan.NS]string)}
+	p := place{spaces: recordedSpaces(log)}
 	p.Target, p.Birth, p.Hooks = plan.NS(h.Target), plan.NS(h.Birth), plan.NS(h.Hooks)
-	for ns, id := range h.Spaces {
-		p.spaces[plan.NS(ns)] = id
-	}
-	for _, e := range log.Pending() {
-		for _, undo := range e.Undo {
-			if made, ok := undo.(plan.Netns); ok && made.ID != "" {
-				p.spaces[plan.Named(made.Name)] = made.ID
-			}
-		}
-	}
 	p.Foreign = p.spaces[p.Target] != h.Netns
 	p.Bare = h.Strategy == confparse.StrategyPhysical
 	p.moved = make(map[plan.NS]plan.NS)
@@ -202,6 +192,23 @@ func recordedPlace(log *journal.Journal) (place, error) {
 	_, p.lost = p.moved[p.Target]
 	p.Target, p.Birth, p.Hooks = p.at(p.Target), p.at(p.Birth), p.at(p.Hooks)
 	return p, nil
+}
+
+// recordedSpaces is the identity of each namespace of a journal: that it found, or made.
+func recordedSpaces(log *journal.Journal) map[plan.NS]string {
+	h, _ := log.Header()
+	spaces := make(map[plan.NS]string)
+	for ns, id := range h.Spaces {
+		spaces[plan.NS(ns)] = id
+	}
+	for _, e := range log.Pending() {
+		for _, undo := range e.Undo {
+			if made, ok := undo.(plan.Netns); ok && made.ID != "" {
+				spaces[plan.Named(made.Name)] = made.ID
+			}
+		}
+	}
+	return spaces
 }
 
 // at is where a namespace of a journal is by now.
@@ -263,14 +270,6 @@ func (p place) changed() bool {
 // only the file that it was mounted on, or because its process is ending.
 func vanished(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESRCH)
-}
-
-// targetID identifies the namespace of a journal's interface as well as it can.
-func targetID(h journal.Begin) string {
-	if id := h.Spaces[h.Target]; id != "" {
-		return id
-	}
-	return h.Target // one that was made, by name
 }
 
 func (s *session) gone(ns plan.NS) bool { return s.place.gone(ns) }

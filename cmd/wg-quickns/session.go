@@ -309,7 +309,8 @@ func (s *session) tunnels(ns plan.NS) ([]string, error) {
 	var in []string
 	for _, log := range logs {
 		h, _ := log.Header()
-		is := func(path string) bool { return path == string(ns) || id != "" && h.Spaces[path] == id }
+		spaces := recordedSpaces(log)
+		is := func(path string) bool { return path == string(ns) || id != "" && spaces[plan.NS(path)] == id }
 		if is(h.Target) || is(h.Birth) {
 			in = append(in, h.Interface)
 		}
@@ -323,10 +324,15 @@ func (s *session) others() ([]plan.Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine, _ := s.log.Header()
+	// One that a journal is yet to make is no other's.
+	target := func(log *journal.Journal) (id string) {
+		h, _ := log.Header()
+		return recordedSpaces(log)[plan.NS(h.Target)]
+	}
+	mine := target(s.log)
 	var steps []plan.Step
 	for _, log := range logs {
-		if h, ok := log.Header(); !ok || targetID(h) != targetID(mine) {
+		if mine == "" || target(log) != mine {
 			continue
 		}
 		for _, e := range log.Pending() {

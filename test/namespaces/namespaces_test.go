@@ -648,6 +648,30 @@ func TestMany(t *testing.T) {
 	w.same(before)
 }
 
+// TestMaker: the tunnel that made a namespace and one that came into it know of each
+// other; what both need stays until the last of them goes.
+func TestMaker(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot()
+	for n, name := range []string{"wga", "wgb"} {
+		w.Config(t, name, config(n+1, "Namespace = box\nBirthNamespace = box"))
+		w.want(0, w.Up(name))
+	}
+	mark := func(want string) {
+		t.Helper()
+		if got := ns.Run(t, "ip", "netns", "exec", "box", "sysctl", "-n", "net.ipv4.conf.all.src_valid_mark"); got != want+"\n" {
+			t.Errorf("src_valid_mark is %s, want %s", got, want)
+		}
+	}
+	mark("1")
+	w.want(1, w.Down("wga"), "wgb")
+	mark("1")
+	w.want(0, w.Down("wgb"))
+	mark("0")
+	w.want(0, w.Down("wga"))
+	w.same(before)
+}
+
 // TestTwins: one name in two namespaces. A program can serve a name once, and says so.
 func TestTwins(t *testing.T) {
 	w := newWorld(t)
