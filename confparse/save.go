@@ -59,7 +59,9 @@ func (c *Config) Save(r Running) []byte {
 		w.line(in+" saveconfig", "SaveConfig = true")
 	}
 	for _, l := range c.Lines {
-		if s := splitLine(l.Text); !l.WGLine && ownKeys[s.key] != "" {
+		if s, ok := ownComment(l.Text); ok {
+			w.line(in+" # "+s.key, l.Text)
+		} else if s = splitLine(l.Text); !l.WGLine && ownKeys[s.key] != "" {
 			name, _, _ := strings.Cut(l.Text, "=")
 			w.line(in+" "+s.key, strings.Trim(name, space)+" = "+s.value)
 		}
@@ -211,6 +213,11 @@ func (c *Config) collectNotes() notes {
 		_, comment, has := strings.Cut(l.Text, "#")
 		if has {
 			comment = "#" + comment
+		}
+		if s, ok := ownComment(l.Text); ok { // a line of [Interface], whatever follows
+			n.add("interface", "interface # "+s.key, above, "")
+			above, ended = nil, 0
+			continue
 		}
 		if l.WGLine && text == "" {
 			if has {

@@ -104,6 +104,35 @@ Endpoint = 192.0.2.1:1
 `},
 		{"hooks keep their order and notes", "[Interface]\n# 2\nPostUp = b # x\n# 1\nPreUp = a\n# 3\nPostUp = c\nTable = off # t\n", func(r *Running) { *r = Running{} },
 			"[Interface]\nTable = off # t\n# 1\nPreUp = a\n# 2\nPostUp = b # x\n# 3\nPostUp = c\n"},
+		{"own keys in comments", `[Interface]
+# wg-quickns: PhysicalUp = a # b
+# stays
+Address = 10.0.0.1/24
+# why
+#wg-quickns:killswitch=TRUE
+# of the one who leaves
+[Peer]
+PublicKey = ` + key2 + `
+[interface]
+# wg-quickns: Namespace = x
+# wg-quickns: PhysicalUp = c
+# of the one who stays
+[Peer]
+PublicKey = ` + key1 + `
+`, func(r *Running) { *r = Running{Addresses: r.Addresses[:1], Peers: r.Peers[1:]} }, `[Interface]
+# stays
+Address = 10.0.0.1/24
+# wg-quickns: PhysicalUp = a # b
+# why
+#wg-quickns:killswitch=TRUE
+# wg-quickns: Namespace = x
+# wg-quickns: PhysicalUp = c
+
+# of the one who stays
+[Peer]
+PublicKey = ` + key1 + `
+Endpoint = 192.0.2.1:1
+`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
