@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -288,7 +289,7 @@ func (s *session) resolvStep(ctx context.Context) (plan.Step, error) {
 		step := plan.DNS{Link: s.name, Prefix: prefix}
 		// systemd-resolved knows no links but those of the init namespace.
 		if id, no := netns.Identify(string(s.place.Target)); no == nil && id.Init && dns.Resolved(ctx) {
-			step.Index = s.device.Index
+			step.Index = cmp.Or(s.index, s.device.Index)
 		}
 		return step, err
 	case named:

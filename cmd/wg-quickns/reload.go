@@ -135,7 +135,7 @@ func (s *session) change(ctx context.Context) (strategies.Change, error) {
 	}
 	up := standing(entries)
 	before, mark := strategies.Before(f, up)
-	s.forecast, s.device = before, &before.Device
+	s.forecast, s.device, s.index = before, &before.Device, f.Device.Index
 	var wanted []plan.Action
 	for _, stage := range s.stages(journal.Begin{}) {
 		var actions []plan.Action

@@ -49,6 +49,9 @@ type session struct {
 	device *facts.Device // as last gathered by up
 	// retries is how often endpoints' names are looked up again.
 	retries int
+	// index is the interface's where it is there while a forecast says what it will have;
+	// 0: it is the device's.
+	index int
 	// forecast is what the facts will be, for a plan that is only shown; nil: they are read.
 	forecast *facts.Facts
 }

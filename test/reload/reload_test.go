@@ -7,10 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/godbus/dbus/v5"
 
 	"wg-quickns/test/bed"
 	"wg-quickns/test/ns"
@@ -167,6 +170,83 @@ func TestNamespace(t *testing.T) {
 	if _, err := os.Stat("/etc/netns/box"); err == nil {
 		t.Error("/etc/netns/box is left")
 	}
+}
+
+// standIn is a systemd-resolved(8) that remembers what it was told.
+type standIn struct{ told chan string }
+
+func (s standIn) SetLinkDNS(index int32, servers []struct {
+	Family  int32
+	Address []byte
+}) *dbus.Error {
+	for _, a := range servers {
+		s.told <- fmt.Sprint(index, " ", net.IP(a.Address))
+	}
+	return nil
+}
+
+func (standIn) SetLinkDomains(int32, []struct {
+	Name  string
+	Route bool
+}) *dbus.Error {
+	return nil
+}
+
+func (standIn) RevertLink(int32) *dbus.Error { return nil }
+
+// TestResolved: systemd-resolved is told of the interface that is there.
+func TestResolved(t *testing.T) {
+	b := bed.New(t, "bed")
+	b.Resolvconf(t, "")
+	conf, socket := b.Dir+"/conf", "unix:path="+b.Dir+"/bus"
+	text := "<busconfig><listen>" + socket + `</listen><policy context="default"><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>`
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	daemon := exec.Command("dbus-daemon", "--nofork", "--config-file="+conf)
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { bed.End(daemon) })
+	var bus *dbus.Conn
+	if !bed.Wait(10*time.Second, func() (ok bool) { var err error; bus, err = dbus.Connect(socket); return err == nil }) {
+		t.Fatal("no bus")
+	}
+	defer bus.Close()
+	const name = "org.freedesktop.resolve1"
+	s := standIn{make(chan string, 9)}
+	if err := bus.Export(s, "/org/freedesktop/resolve1", name+".Manager"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bus.RequestName(name, dbus.NameFlagDoNotQueue); err != nil {
+		t.Fatal(err)
+	}
+	run := func(command string) string {
+		t.Helper()
+		c := exec.Command(b.Program, command, "wg0") // where PID 1 is: systemd-resolved knows no other links
+		c.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+socket)
+		if r := ns.Try(c); r.Code != 0 {
+			t.Fatal(command, r)
+		}
+		select {
+		case told := <-s.told:
+			return told
+		default:
+			return ""
+		}
+	}
+	for i, server := range []string{"10.1.0.1", "10.1.0.9"} {
+		b.Config(t, "wg0", file("Address = 10.1.0.2/24\nDNS = "+server, "10.5.0.0/16", ""))
+		told := run([]string{"up", "reload"}[i])
+		link, err := net.InterfaceByName("wg0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprint(link.Index, " ", server); told != want {
+			t.Errorf("systemd-resolved was told %q, want %q", told, want)
+		}
+	}
+	run("down")
 }
 
 // TestRecord: the record has what the file said at the last reload: its table, and its
