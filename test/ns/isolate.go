@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -44,7 +45,14 @@ func Isolate() {
 	case os.Getpid() == 1 && os.Args[0] == initName:
 		reaper()
 	case isolated():
-		return
+		// What is under test is to be interrupted as at a terminal, also where nohup(1) or
+		// the & of a script started the tests: a signal that is caught here is none that a
+		// child ignores.
+		for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
+			if signal.Ignored(s) {
+				signal.Notify(make(chan os.Signal, 1), s)
+			}
+		}
 	default:
 		outer()
 	}
