@@ -124,8 +124,8 @@ func (a app) reread(arg string, t target) bool {
 	}
 	now, err := a.locate(arg)
 	if err == nil {
-		now.data, err = os.ReadFile(now.path)
+		// One that cannot be read any more is for whoever reads it again to say.
+		now.data, _ = os.ReadFile(now.path)
 	}
-	// One that cannot be read by now is for whoever reads it again to say.
 	return now.path == t.path && bytes.Equal(now.data, t.data)
 }
