@@ -52,8 +52,9 @@ test: build ## everything: lint, unit and namespace tests here, the same and mor
 	$(MAKE) lint
 	./test/run
 
-lint: man ## gofmt, vet, staticcheck, govulncheck, shellcheck, mandoc
+lint: man ## gofmt, go mod tidy, vet, staticcheck, govulncheck, shellcheck, mandoc
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) mod tidy -diff
 	$(GO) vet -tags lab,faults,systemd ./...
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
