@@ -16,19 +16,9 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"wg-quickns/internal/plan"
 	"wg-quickns/internal/proc"
 )
-
-// SignalCause is the cause to cancel a context with, for a running hook to get
-// that signal instead of SIGTERM.
-type SignalCause = proc.SignalCause
-
-// ExitStatus finds the exit status that an error asks for: that of a hook, of
-// resolvconf, of a userspace implementation, or 128+n for a SignalCause.
-func ExitStatus(err error) (status int, ok bool) { return proc.ExitStatus(err) }
 
 // ExitError is a hook that did not end with status 0.
 type ExitError struct {
@@ -80,7 +70,7 @@ func (d Doer) run(ctx context.Context, ns plan.NS, h plan.Hook) error {
 	if err != nil {
 		return err
 	}
-	file, err := memory(text)
+	file, err := proc.Memory("hook", text)
 	if err != nil {
 		return err
 	}
@@ -216,23 +206,6 @@ func environ(h plan.Hook, ns plan.NS) []string {
 		env = append(env, name+"="+add[name]) // exec.Cmd keeps the last of each name
 	}
 	return env
-}
-
-// memory is a file of its own that holds text and has no name.
-func memory(text string) (*os.File, error) {
-	fd, err := unix.MemfdCreate("hook", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("create a memory file for a hook: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "hook")
-	if _, err = f.WriteString(text); err == nil {
-		_, err = f.Seek(0, 0)
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write a hook to its memory file: %w", err)
-	}
-	return f, nil
 }
 
 // argv0 is the path by which this program was started.

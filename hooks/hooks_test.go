@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wg-quickns/internal/plan"
+	"wg-quickns/internal/proc"
 	"wg-quickns/test/ns"
 )
 
@@ -67,10 +68,10 @@ func runJob(path string) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	sigs := make(chan os.Signal, 1)
 	signal.Notify(sigs, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	go func() { cancel(SignalCause{Sig: (<-sigs).(syscall.Signal)}) }()
+	go func() { cancel(proc.SignalCause{Sig: (<-sigs).(syscall.Signal)}) }()
 	for _, h := range j.Hooks {
 		if _, err := j.Doer.Do(ctx, j.NS, h); err != nil {
-			if status, ok := ExitStatus(err); ok {
+			if status, ok := proc.ExitStatus(err); ok {
 				return status
 			}
 			fmt.Fprintln(os.Stderr, err)
@@ -382,11 +383,11 @@ func TestErrors(t *testing.T) {
 	if _, err := (Doer{}).Do(ctx, "", plan.Link{}); err == nil {
 		t.Error("a link step was taken for a hook")
 	}
-	cause := SignalCause{Sig: syscall.SIGINT}
+	cause := proc.SignalCause{Sig: syscall.SIGINT}
 	done, cancel := context.WithCancelCause(ctx)
 	cancel(cause)
 	_, err = Doer{}.Do(done, "", plan.Hook{Command: "touch /run/ran"})
-	if status, ok := ExitStatus(err); !errors.Is(err, cause) || !ok || status != 130 {
+	if status, ok := proc.ExitStatus(err); !errors.Is(err, cause) || !ok || status != 130 {
 		t.Errorf("cancelled before: %v", err)
 	}
 	if _, err := os.Stat("/run/ran"); err == nil {

@@ -275,7 +275,7 @@ func runExec(arg string, argv []string) {
 	}
 	err := Exec(e.NS, ExecOptions{User: e.User, Argv: argv, Dir: e.Dir})
 	fmt.Fprintln(os.Stderr, err)
-	status, _ := ExitStatus(err)
+	status, _ := proc.ExitStatus(err)
 	os.Exit(max(status, 1))
 }
 

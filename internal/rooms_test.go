@@ -19,7 +19,7 @@ var rooms = map[string][]string{
 	"internal/check":     {"confparse"},
 	"internal/facts":     {},
 	"internal/netns":     {},
-	"internal/proc":      {},
+	"internal/proc":      {"internal/netns"},
 	"internal/plan":      {"confparse", "internal/facts"}, // a route to be put back is a fact
 	"internal/journal":   {"internal/plan"},
 	"internal/engine":    {"internal/plan", "internal/journal"},

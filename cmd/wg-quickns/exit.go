@@ -4,8 +4,8 @@ import (
 	"errors"
 
 	"wg-quickns/confparse"
-	"wg-quickns/hooks"
 	"wg-quickns/internal/plan"
+	"wg-quickns/internal/proc"
 )
 
 // Exit statuses: those that wg-quick passes on from the programs it runs.
@@ -17,7 +17,7 @@ const (
 
 // exitStatus is the one place where errors become exit statuses.
 func exitStatus(err error) int {
-	if status, ok := hooks.ExitStatus(err); ok {
+	if status, ok := proc.ExitStatus(err); ok {
 		return status
 	}
 	if found := statusError(0); errors.As(err, &found) {

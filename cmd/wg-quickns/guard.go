@@ -288,9 +288,7 @@ func (g *guard) watch(s *session) error {
 	}
 	g.unwatch()
 	var err error
-	if g.kernel, err = kernel.New(kernel.Options{}); err != nil {
-		return err
-	}
+	g.kernel = kernel.New(kernel.Options{})
 	spaces := []plan.NS{s.local(s.place.Target)}
 	if birth := s.local(s.place.Birth); birth != spaces[0] && !s.gone(s.place.Birth) {
 		spaces = append(spaces, birth)

@@ -18,8 +18,8 @@ import (
 	"strings"
 	"syscall"
 
-	"wg-quickns/hooks"
 	"wg-quickns/internal/dns"
+	"wg-quickns/internal/proc"
 	"wg-quickns/internal/userspace"
 )
 
@@ -189,7 +189,7 @@ func commandUsage(command string) string {
 	return calls.String() + "\n" + does + "\nSee `%[1]s help' for the keys of CONFIG_FILE, and wg-quickns(8) for more.\n"
 }
 
-// notify gives a context that ends with a hooks.SignalCause on INT, TERM or HUP, but for
+// notify gives a context that ends with a proc.SignalCause on INT, TERM or HUP, but for
 // one that was ignored at the start, as nohup(1) does. A second signal changes nothing:
 // the rollback it would interrupt is bounded. Nobody left to read what is printed ends
 // nothing: the reader's connection may be what the tunnel has just cut.
@@ -204,7 +204,7 @@ func notify(parent context.Context) (context.Context, func()) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not Ignore: that would be the hooks' too
 	go func() {
 		if s, ok := (<-c).(syscall.Signal); ok {
-			cancel(hooks.SignalCause{Sig: s})
+			cancel(proc.SignalCause{Sig: s})
 		}
 	}()
 	return ctx, func() { cancel(nil) }

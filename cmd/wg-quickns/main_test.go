@@ -18,6 +18,7 @@ import (
 	"wg-quickns/hooks"
 	"wg-quickns/internal/dns"
 	"wg-quickns/internal/plan"
+	"wg-quickns/internal/proc"
 )
 
 func TestExitStatus(t *testing.T) {
@@ -34,7 +35,7 @@ func TestExitStatus(t *testing.T) {
 		{&plan.StepError{Step: plan.Nft{Link: "wg0"}, Err: syscall.ENOENT}, 1},
 		{&plan.StepError{Step: plan.Hook{}, Err: &hooks.ExitError{Status: 7}}, 7},
 		{&plan.StepError{Step: plan.DNS{}, Err: &dns.Error{Status: 127}}, 127},
-		{errors.Join(hooks.SignalCause{Sig: syscall.SIGTERM}, route), 143},
+		{errors.Join(proc.SignalCause{Sig: syscall.SIGTERM}, route), 143},
 		{errors.Join(route, &hooks.ExitError{Status: 7}), 7},
 		{&confparse.Error{Kind: confparse.KindWG}, 1},
 	} {

@@ -88,9 +88,7 @@ func (a app) planUp(ctx context.Context, arg string) ([]plan.Action, error) {
 		return nil, err
 	}
 	s := &session{app: a, target: t, place: p, here: here.String(), log: new(journal.Journal)}
-	if s.kernel, err = kernel.New(kernel.Options{}); err != nil {
-		return nil, err
-	}
+	s.kernel = kernel.New(kernel.Options{})
 	defer s.kernel.Close()
 	if p.missing(p.Target) {
 		s.forecast = strategies.Empty()

@@ -113,11 +113,9 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 	if s.state, err = findState(t, here); err != nil {
 		return nil, err
 	}
-	if s.kernel, err = kernel.New(kernel.Options{
+	s.kernel = kernel.New(kernel.Options{
 		Userspace: a.startUserspace, Warn: func(text string) { a.say("%s", text) },
-	}); err != nil {
-		return nil, err
-	}
+	})
 	defer func() {
 		if err != nil {
 			s.end()

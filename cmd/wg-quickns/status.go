@@ -153,10 +153,7 @@ func (a app) tunnels(ctx context.Context, only string, now time.Time) ([]tunnelS
 		seen[t.Interface+"@"+id] = true
 		list = append(list, t)
 	}
-	doer, err := kernel.New(kernel.Options{})
-	if err != nil {
-		return nil, err
-	}
+	doer := kernel.New(kernel.Options{})
 	defer doer.Close()
 	files, err := filepath.Glob("/run/netns/*")
 	if err != nil {
@@ -229,9 +226,7 @@ func (a app) recordStatus(ctx context.Context, name string, log *journal.Journal
 		return t, "", err
 	}
 	s := &session{app: a, target: target{name: h.Interface, path: h.ConfigFile}, place: p, here: here.String(), state: name, log: log}
-	if s.kernel, err = kernel.New(kernel.Options{}); err != nil {
-		return t, "", err
-	}
+	s.kernel = kernel.New(kernel.Options{})
 	defer s.kernel.Close()
 	standing, err := log.Standing()
 	if err != nil {

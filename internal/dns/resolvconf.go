@@ -15,8 +15,6 @@ import (
 	"regexp"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"wg-quickns/internal/plan"
 	"wg-quickns/internal/proc"
 )
@@ -112,17 +110,11 @@ func run(ctx context.Context, ns plan.NS, input string, stdout, stderr *os.File,
 	if err != nil {
 		return err
 	}
-	stdin, err := memory()
+	stdin, err := proc.Memory("input of "+program, input)
 	if err != nil {
 		return err
 	}
 	defer stdin.Close()
-	if _, err = stdin.WriteString(input); err == nil {
-		_, err = stdin.Seek(0, io.SeekStart)
-	}
-	if err != nil {
-		return fmt.Errorf("write the input of %s: %w", program, err)
-	}
 	status, err := proc.RunIn(ctx, string(ns), &exec.Cmd{
 		Path: path, Args: append([]string{program}, args...), Env: env,
 		Stdin: stdin, Stdout: stdout, Stderr: stderr,
@@ -138,15 +130,6 @@ func run(ctx context.Context, ns plan.NS, input string, stdout, stderr *os.File,
 		fail.Status = s
 	}
 	return fail
-}
-
-// memory is a file without a name.
-func memory() (*os.File, error) {
-	fd, err := unix.MemfdCreate(program, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("create a memory file for %s: %w", program, err)
-	}
-	return os.NewFile(uintptr(fd), program), nil
 }
 
 // Prefix is what goes before the interface's name in its record's, such as
@@ -195,7 +178,7 @@ func prefix(order string) string {
 // which is the prefix and the interface's name. The error is ErrNoRecord when
 // there is no such record or this resolvconf lists none.
 func List(ctx context.Context, record string) (servers, search []string, err error) {
-	out, err := memory()
+	out, err := proc.Memory("output of "+program, "")
 	if err != nil {
 		return nil, nil, err
 	}

@@ -44,8 +44,8 @@ type space struct {
 }
 
 // New makes a Doer. It opens nothing until a namespace is needed.
-func New(opt Options) (*Doer, error) {
-	return &Doer{opt: opt, spaces: map[plan.NS]*space{}}, nil
+func New(opt Options) *Doer {
+	return &Doer{opt: opt, spaces: map[plan.NS]*space{}}
 }
 
 // Close closes the sockets of all namespaces.
@@ -107,8 +107,11 @@ func (sp *space) inside(fn func() error) error {
 
 // Exists says whether what the step makes is there already: a link of that
 // name, an address or route (of a list: all of them) on the link, a rule or a
-// sysctl equal in everything, an nft table of that name. For a deleting step it
-// says whether there is what that would delete.
+// sysctl equal in everything, an nft table of that name, the same route as a Via's, the kill
+// switch with this tunnel and all of its rules, an interface that a Move brought away,
+// a twin. For a deleting step, and a Move home, it says whether there is what that
+// would delete, or bring home. Of what sets rather than makes, a LinkUp and a FwMark are
+// there when that is set, a WG never, a Hold and a Settle always.
 func (d *Doer) Exists(ctx context.Context, ns plan.NS, step plan.Step) (bool, error) {
 	if s, ok := step.(plan.Netns); ok {
 		return hasNetns(ctx, s)

@@ -82,10 +82,7 @@ func sh(t testing.TB, ns plan.NS, script string) string {
 
 func newDoer(t testing.TB, opt Options) *Doer {
 	t.Helper()
-	d, err := New(opt)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := New(opt)
 	t.Cleanup(func() {
 		if err := d.Close(); err != nil {
 			t.Errorf("Close: %v", err)

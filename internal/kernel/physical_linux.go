@@ -260,7 +260,7 @@ func (d *Doer) move(ctx context.Context, s plan.Move) error {
 		}
 	}
 	if err := from.send(ctx, to, list, as); err != nil {
-		// It stayed, as it was.
+		// What stayed is as it was; what went before the one that failed is brought home by the undo.
 		for i, n := range list {
 			err = errors.Join(err, from.setAlias(context.WithoutCancel(ctx), n.Index, as[i].Alias))
 		}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"wg-quickns/internal/netns"
 )
 
 const (
@@ -39,7 +41,7 @@ func Within(ns string, fn func() error) error {
 	if ns == "" {
 		return fn()
 	}
-	return onThread(func() error {
+	return netns.Do("", func() error {
 		if err := Enter(ns); err != nil {
 			return err
 		}

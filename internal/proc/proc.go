@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -120,9 +121,28 @@ func Look(name string) (string, error) {
 	return "", &StartError{name, first}
 }
 
+// Memory is a file in memory that holds text, to be read from its beginning. what it is
+// is told to who lists open files.
+func Memory(what, text string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(what, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("create a file in memory for the %s: %w", what, err)
+	}
+	f := os.NewFile(uintptr(fd), what)
+	if _, err = f.WriteString(text); err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write the %s to memory: %w", what, err)
+	}
+	return f, nil
+}
+
 // Run runs cmd to its end and returns its exit status as a shell would: 128+n
-// when signal n ended it. The error says that it could not be started. Stdin,
-// Stdout and Stderr of cmd must be files or nil, and its SysProcAttr nil.
+// when signal n ended it. The error says that it could not be started, or is
+// the cause of ctx where that had ended before. Stdin, Stdout and Stderr of cmd must be
+// files or nil, and its SysProcAttr nil.
 //
 // When ctx ends the program's group gets the signal of SignalCause (SIGTERM
 // without one) at once and SIGKILL after two seconds. A child that the program

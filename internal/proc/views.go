@@ -6,11 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"wg-quickns/internal/netns"
 )
 
 // hostEtc is the machine's /etc in a view of it.
@@ -338,7 +339,7 @@ func climbs(dir string) bool {
 // what Enter shows, and without the programs in hidden. None of these can be run
 // inside, by whoever; one that there is not is no error.
 func WithinViews(ns, dir string, hidden []string, fn func() error) error {
-	return onThread(func() error {
+	return netns.Do("", func() error {
 		f, err := os.Open(ns)
 		if err != nil {
 			return fmt.Errorf("open network namespace: %w", err)
@@ -369,7 +370,7 @@ func WithinViews(ns, dir string, hidden []string, fn func() error) error {
 
 // onHost calls fn on a thread of its own in the mount namespace of PID 1.
 func onHost(fn func() error) error {
-	return onThread(func() error {
+	return netns.Do("", func() error {
 		if err := toHost(); err != nil {
 			return err
 		}
@@ -399,20 +400,4 @@ func toHost() error {
 		return fmt.Errorf("enter the mount namespace of PID 1: %w", err)
 	}
 	return nil
-}
-
-// onThread calls fn on a locked thread that ends with it.
-func onThread(fn func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if unix.Gettid() == os.Getpid() {
-			// the main thread cannot end, and is what /proc/PID shows of us
-			done <- onThread(fn)
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
 }

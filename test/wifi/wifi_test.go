@@ -52,10 +52,7 @@ type doer struct {
 // newDoer makes a Doer that must not warn.
 func newDoer(t *testing.T) doer {
 	t.Helper()
-	d, err := kernel.New(kernel.Options{Warn: func(s string) { t.Errorf("warning: %s", s) }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := kernel.New(kernel.Options{Warn: func(s string) { t.Errorf("warning: %s", s) }})
 	t.Cleanup(func() { d.Close() })
 	return doer{d, t}
 }
