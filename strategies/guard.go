@@ -457,9 +457,14 @@ func asFact(r plan.Rule) facts.Rule {
 // came from one outside: while the way to the endpoint was missing an encrypted packet
 // went through the tunnel itself, and its answer came from there. is is such a one if it
 // is in the tunnel's subnet, or is private and nothing but a default route leads there.
-func Looped(f *facts.Facts, was, is netip.Addr) bool {
+// One that has a way of its own by the journal is none: a reload asked for it.
+func Looped(f *facts.Facts, standing []Standing, was, is netip.Addr) bool {
 	was, is = was.Unmap(), is.Unmap()
-	if is == was || is.IsLinkLocalUnicast() {
+	wanted := func(s Standing) bool {
+		to, ok := endpointOf(s.Do)
+		return ok && to == is
+	}
+	if is == was || is.IsLinkLocalUnicast() || slices.ContainsFunc(standing, wanted) {
 		return false
 	}
 	for _, a := range f.Addrs {

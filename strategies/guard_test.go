@@ -562,6 +562,7 @@ func TestGuardKeepsPriorities(t *testing.T) {
 func TestLooped(t *testing.T) {
 	f := machine(t, home6+"\n10.9.0.0/24 dev wg0\n10.20.0.0/16 via 192.168.1.3 dev eth0", "198.51.100.1:1", "0.0.0.0/0")
 	f.Addrs = []facts.Addr{{Prefix: netip.MustParsePrefix("10.9.0.2/24")}}
+	way := plan.Action{Do: plan.Rule{To: netip.MustParsePrefix("10.8.0.2/32"), ShowPriority: true}}
 	for _, test := range []struct {
 		was, is string
 		want    bool
@@ -570,6 +571,7 @@ func TestLooped(t *testing.T) {
 		{"198.51.100.1", "10.9.0.1", true},     // the tunnel's subnet
 		{"10.9.0.5", "10.9.0.1", false},        // it was there before
 		{"198.51.100.1", "10.8.0.1", true},     // private, by the default route
+		{"198.51.100.1", "10.8.0.2", false},    // a reload asked for it
 		{"198.51.100.1", "192.168.1.9", false}, // it is at home
 		{"198.51.100.1", "10.20.0.1", false},   // a network behind a router
 		{"10.0.0.1", "10.8.0.1", false},
@@ -577,7 +579,7 @@ func TestLooped(t *testing.T) {
 		{"198.51.100.1", "fd09::1", true},
 		{"198.51.100.1", "::ffff:198.51.100.1", false},
 	} {
-		if got := Looped(f, netip.MustParseAddr(test.was), netip.MustParseAddr(test.is)); got != test.want {
+		if got := Looped(f, []Standing{{Action: way}}, netip.MustParseAddr(test.was), netip.MustParseAddr(test.is)); got != test.want {
 			t.Errorf("from %s to %s: %v", test.was, test.is, got)
 		}
 	}

@@ -518,6 +518,7 @@ func (g *guard) unloop(ctx context.Context, s *session, target plan.NS) error {
 		return err
 	}
 	var f *facts.Facts
+	var entries []journal.Entry
 	for _, p := range peers {
 		was := g.outside[p.PublicKey]
 		if was.IsValid() && p.Endpoint.IsValid() && was != p.Endpoint {
@@ -525,8 +526,11 @@ func (g *guard) unloop(ctx context.Context, s *session, target plan.NS) error {
 				if f, err = s.kernel.Gather(ctx, target, g.name, kernel.Asked{Ways: true}); err != nil {
 					return err
 				}
+				if entries, err = s.log.Standing(); err != nil {
+					return err
+				}
 			}
-			if strategies.Looped(f, was.Addr(), p.Endpoint.Addr()) {
+			if strategies.Looped(f, standing(entries), was.Addr(), p.Endpoint.Addr()) {
 				g.trace([]string{fmt.Sprintf("wg set %s peer (at %s) endpoint %s", g.name, p.Endpoint, was)})
 				err = errors.Join(err, s.kernel.SetEndpoint(ctx, target, g.name, p.PublicKey, was))
 				continue

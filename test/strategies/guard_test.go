@@ -420,6 +420,64 @@ func TestReloadedName(t *testing.T) {
 	}
 }
 
+// TestReloadedInside: a reload to an endpoint that looks like one inside of the tunnel
+// stands.
+func TestReloadedInside(t *testing.T) {
+	w := newWorld(t, "", lan)
+	w.serve()
+	const keys = "RoutingStrategy = rules" // the others have a host route to it
+	w.client(keys, "0.0.0.0/0", endpointOf(false))
+	w.up("wg0")
+	guard := w.guard()
+	time.Sleep(300 * time.Millisecond) // it has seen where the peer is
+	w.client(keys, "0.0.0.0/0", "10.50.0.1:51820")
+	w.host.Run(w.program, "reload", "wg0")
+	time.Sleep(time.Second)
+	if strings.Contains(guard.text(), "endpoint") {
+		t.Errorf("the guard said\n%s", guard.text())
+	}
+	w.down("wg0")
+	guard.end(syscall.SIGTERM)
+}
+
+// TestLeave: with --leave and --unit the guard undoes nothing when the interface is gone,
+// and with --unit it keeps only what needs that.
+func TestLeave(t *testing.T) {
+	w := newWorld(t, "", lan)
+	for _, c := range []struct {
+		option, strategy string
+		guards           bool
+	}{{"--leave", "auto", true}, {"--unit", "auto", false}, {"--unit", "override", true}} {
+		t.Run(c.option+" "+c.strategy, func(t *testing.T) {
+			w.t = t
+			before := w.take()
+			w.client("RoutingStrategy = "+c.strategy, "0.0.0.0/0", endpointOf(false))
+			w.up("wg0")
+			guard := start(t, w.host, w.program, "guard", c.option, "wg0")
+			if !bed.Wait(10*time.Second, func() bool { return strings.Contains(guard.text(), "ing `wg0'") }) {
+				t.Errorf("the guard does not start: %s", guard.text())
+			}
+			w.host.Run("bash", "-ec", breaks[c.strategy])
+			if kept := bed.Wait(time.Second, func() bool { return strings.Contains(guard.text(), "[#]") }); kept != c.guards {
+				t.Errorf("it guards: %v", kept)
+			}
+			w.host.Run("ip", "link", "del", "wg0")
+			left := w.take()
+			if guard.cmd.Wait(); guard.cmd.ProcessState.ExitCode() != 3 {
+				t.Errorf("exit status %d", guard.cmd.ProcessState.ExitCode())
+			}
+			if d := state.Diff(left, w.take()); d != "" {
+				t.Errorf("undone when the interface was gone\n%s", d)
+			}
+			w.down("wg0")
+			if d := state.Diff(before, w.take()); d != "" {
+				t.Errorf("left\n%s", d)
+			}
+		})
+	}
+	w.t = t
+}
+
 // TestNoFight: what only the kernel can be asked about is asked for at each look, which
 // is no repair.
 func TestNoFight(t *testing.T) {
