@@ -1,6 +1,7 @@
 package hooks
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -90,6 +92,9 @@ func LookupUser(name string) (Credentials, error) {
 	return c, err
 }
 
+// answers is how long a source of nsswitch.conf(5), often a service elsewhere, may take.
+const answers = 30 * time.Second
+
 // lookup finds a user in /etc/passwd, else by getent(1), which asks the other
 // sources of nsswitch.conf(5) too: this program links no C library that would.
 func lookup(local func(string) (*user.User, error), key string) (*user.User, bool) {
@@ -100,7 +105,9 @@ func lookup(local func(string) (*user.User, error), key string) (*user.User, boo
 		return nil, false
 	}
 	// not by PATH, which is the caller's
-	line, err := exec.Command("/usr/bin/getent", "passwd", key).Output()
+	ctx, cancel := context.WithTimeout(context.Background(), answers)
+	defer cancel()
+	line, err := exec.CommandContext(ctx, "/usr/bin/getent", "passwd", key).Output()
 	f := strings.Split(strings.TrimSuffix(string(line), "\n"), ":")
 	if err != nil || len(f) != 7 || f[0] != key && f[2] != key {
 		return nil, false
@@ -110,8 +117,10 @@ func lookup(local func(string) (*user.User, error), key string) (*user.User, boo
 
 // groups lists a user's groups by id(1), for the same reason, else by /etc/group.
 func groups(u *user.User) ([]int, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), answers)
+	defer cancel()
 	var ids []string
-	if out, err := exec.Command("/usr/bin/id", "-G", u.Username).Output(); err == nil {
+	if out, err := exec.CommandContext(ctx, "/usr/bin/id", "-G", u.Username).Output(); err == nil {
 		ids = strings.Fields(string(out))
 	} else if ids, err = u.GroupIds(); err != nil {
 		return nil, fmt.Errorf("look up the groups of user `%s': %w", u.Username, err)
@@ -128,14 +137,9 @@ var sessionVariables = [...]string{"DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "
 // (proc(5), /proc/PID/status and /proc/PID/environ).
 func (c *Credentials) fromAncestor() bool {
 	for child, pid := os.Getpid(), os.Getppid(); pid > 0; {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		fields, err := proc.Status(pid)
 		if err != nil {
 			return false
-		}
-		fields := map[string][]string{}
-		for line := range strings.Lines(string(text)) {
-			key, value, _ := strings.Cut(line, ":")
-			fields[key] = strings.Fields(value)
 		}
 		all := func(key string, id int) bool { // real, effective, saved and of the file system
 			return slices.Equal(fields[key], slices.Repeat([]string{strconv.Itoa(id)}, 4))

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,18 +39,20 @@ var kinds = []string{"dhcpcd", "dhclient", "udhcpc", "udhcpc6", "wpa_supplicant"
 // supplicant says whether a program gives an interface its link alone.
 func supplicant(kind string) bool { return kind == "wpa_supplicant" || kind == "hostapd" }
 
-// process is a client that runs.
+// process is a program that goes by the name of a client.
 type process struct {
 	facts.Client
 	kind string
 	// links are the words of its command line that may be interfaces.
 	links []string
+	// strange says why it is no client that root runs, "" that it is one.
+	strange string
 }
 
 // clients lists the clients in a network namespace, by rising PID, without the
 // processes that one has beside its main process.
 func clients(ns string) (list []process, err error) {
-	const passes = 4 // while some end: one that becomes a daemon leaves another, which was not there yet
+	const passes = 10 // while some end: one that becomes a daemon leaves another, which was not there yet
 	for range passes {
 		all, err := netns.Occupants(ns)
 		if err != nil {
@@ -76,8 +80,27 @@ func clients(ns string) (list []process, err error) {
 	return list, nil
 }
 
-// look reads a client from /proc, nil when the process is none.
+// look reads a client from /proc, nil when the process is none. What it says is of one
+// moment: between two reads a process may execute another program, with more privileges.
 func look(pid int) (*process, error) {
+	p, err := read(pid)
+	for range 10 {
+		if err != nil || p == nil {
+			return nil, err
+		}
+		var again *process
+		if again, err = read(pid); err == nil && reflect.DeepEqual(p, again) {
+			return p, nil
+		}
+		p = again
+	}
+	if p != nil {
+		p.strange = "it becomes another program all the time"
+	}
+	return p, err
+}
+
+func read(pid int) (*process, error) {
 	dir := fmt.Sprintf("/proc/%d/", pid)
 	line, err := os.ReadFile(dir + "cmdline")
 	if err != nil {
@@ -92,21 +115,129 @@ func look(pid int) (*process, error) {
 	args := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
 	p := process{Client: facts.Client{PID: pid}}
 	if title, is := strings.CutPrefix(args[0], "dhcpcd: "); is {
-		return dhcpcd(p, title, dir)
+		p.kind = "dhcpcd"
+		if p.Args, p.links = dhcpcd(title); p.Args == nil {
+			return nil, nil
+		}
+	} else {
+		p.kind = filepath.Base(args[0])
+		if p.kind == "busybox" && len(args) > 1 {
+			p.kind = args[1]
+		}
+		if !slices.Contains(kinds, p.kind) {
+			return nil, nil
+		}
+		p.Args, p.links = args, words(p.kind, args)
 	}
-	p.kind = filepath.Base(args[0])
-	if p.kind == "busybox" && len(args) > 1 {
-		p.kind = args[1]
-	}
-	if !slices.Contains(kinds, p.kind) {
-		return nil, nil
-	}
-	p.Args = args
-	p.links = words(p.kind, args)
-	if err := p.read(dir); err != nil {
+	exe, err := os.Readlink(dir + "exe")
+	if err != nil {
 		return nil, err
 	}
-	return &p, nil
+	p.Exe = strings.TrimSuffix(exe, deleted)
+	if p.Dir, err = os.Readlink(dir + "cwd"); err != nil {
+		return nil, err
+	}
+	if p.kind == "dhcpcd" { // it shuts itself in
+		p.Dir = "/"
+	}
+	p.strange, err = p.stranger()
+	return &p, err
+}
+
+// deleted ends what proc(5) says is the path of a program whose file was replaced or removed.
+const deleted = " (deleted)"
+
+// stranger says why a process is no client that root runs: each user chooses what a
+// process is called, and many a program runs as root for anybody who starts it. What
+// starts again, as root and where the tunnel is no longer the only way out, is by its
+// file a client, root's from the beginning, and of no container.
+func (p *process) stranger() (string, error) {
+	base := filepath.Base(p.Exe)
+	if base != p.kind && !(base == "busybox" && strings.HasPrefix(p.kind, "udhcpc")) {
+		return fmt.Sprintf("its program is %q", p.Exe), nil
+	}
+	is, err := rootRuns(p.PID)
+	if err == nil && !is && p.kind == "dhcpcd" {
+		is, err = p.privileged()
+	}
+	if err != nil || !is {
+		return "it is not root's, or a container's", err
+	}
+	for path := p.Exe; ; path = filepath.Dir(path) {
+		info, err := os.Lstat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // it was removed, see startable
+		case err != nil:
+			return fmt.Sprintf("its program cannot be looked at: %q", err), nil
+		case info.Sys().(*syscall.Stat_t).Uid != 0 || info.Mode().Perm()&0o022 != 0:
+			return fmt.Sprintf("others than root may change %q", path), nil
+		}
+		if path == filepath.Dir(path) {
+			return "", nil
+		}
+	}
+}
+
+// rootRuns says whether a process is root's alone, with our root folder.
+func rootRuns(pid int) (bool, error) {
+	status, err := proc.Status(pid)
+	if err != nil || !slices.Equal(status["Uid"], []string{"0", "0", "0", "0"}) {
+		return false, err
+	}
+	ours, err := os.Stat("/")
+	if err != nil {
+		return false, err
+	}
+	its, err := os.Stat(fmt.Sprintf("/proc/%d/root", pid))
+	return err == nil && os.SameFile(ours, its), err
+}
+
+// privileged says whether a dhcpcd that gave up its privileges has the process by which
+// it still does what needs them, a child that root runs.
+func (p *process) privileged() (bool, error) {
+	exe := func(pid int) (fs.FileInfo, error) { return os.Stat(fmt.Sprintf("/proc/%d/exe", pid)) }
+	its, err := exe(p.PID)
+	if err != nil {
+		return false, err
+	}
+	all, err := os.ReadDir("/proc")
+	if err != nil {
+		return false, err
+	}
+	for _, e := range all {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || proc.Parent(pid) != p.PID {
+			continue
+		}
+		if child, err := exe(pid); err != nil || !os.SameFile(its, child) {
+			continue
+		}
+		if is, err := rootRuns(pid); err == nil && is {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// startable says why a client that runs could not be started again: its path leads to
+// no program or, where it runs in another mount namespace, to another one.
+func (p *process) startable() error {
+	there, err := os.Stat(p.Exe)
+	if err != nil {
+		return err
+	}
+	if there.Mode().Perm()&0o111 == 0 || !there.Mode().IsRegular() {
+		return fmt.Errorf("%s is no program", p.Exe)
+	}
+	link := fmt.Sprintf("/proc/%d/exe", p.PID)
+	its, err := os.Stat(link)
+	if err != nil || os.SameFile(there, its) {
+		return err
+	}
+	if path, err := os.Readlink(link); err == nil && strings.HasSuffix(path, deleted) { // an upgrade replaced it
+		return nil
+	}
+	return fmt.Errorf("%s is another program than the one that runs", p.Exe)
 }
 
 // kernelThread says whether a process is one (PF_KTHREAD of linux/sched.h).
@@ -134,12 +265,11 @@ func words(kind string, args []string) []string {
 	return list
 }
 
-// dhcpcd makes out the client from the title that dhcpcd(8) gives its processes over
-// their command lines: "eth0 [ip4] [ip6]", "[manager] [ip4]". Options that are not in
-// it are lost; dhcpcd.conf(5) is read again. It runs as root, whatever this one does.
-func dhcpcd(p process, title, dir string) (*process, error) {
-	p.kind = "dhcpcd"
-	p.Args = []string{"dhcpcd", "-b"}
+// dhcpcd makes out command line and interfaces from the title that dhcpcd(8) gives its
+// processes over their command lines: "eth0 [ip4] [ip6]", "[manager] [ip4]"; nil for
+// those beside the main one. Options that are not in it are lost; dhcpcd.conf(5) is read
+// again.
+func dhcpcd(title string) (args, links []string) {
 	four, six := false, false
 	for _, word := range strings.Fields(title) {
 		switch {
@@ -150,68 +280,27 @@ func dhcpcd(p process, title, dir string) (*process, error) {
 		case word == "[manager]", word == "[master]":
 		case strings.HasPrefix(word, "["): // [privileged proxy], [BPF ARP]: beside the main one
 			return nil, nil
+		case strings.HasPrefix(word, "-"): // it would be an option: the process that has the title is not root's
+			return nil, nil
 		default:
-			p.links = append(p.links, word)
+			links = append(links, word)
 		}
 	}
-	if !four && !six {
+	args = []string{"dhcpcd", "-b"}
+	switch {
+	case !four && !six:
 		return nil, nil
+	case !six:
+		args = append(args, "-4")
+	case !four:
+		args = append(args, "-6")
 	}
-	if !six {
-		p.Args = append(p.Args, "-4")
-	} else if !four {
-		p.Args = append(p.Args, "-6")
-	}
-	p.Args = append(p.Args, p.links...)
-	if err := p.read(dir); err != nil {
-		return nil, err
-	}
-	p.UID, p.GID, p.Groups, p.Dir = 0, 0, nil, "/"
-	return &p, nil
-}
-
-// read fills in what proc(5) says of a process.
-func (p *process) read(dir string) error {
-	exe, err := os.Readlink(dir + "exe")
-	if err != nil {
-		return err
-	}
-	p.Exe = strings.TrimSuffix(exe, " (deleted)") // an upgrade replaced it
-	if p.Dir, err = os.Readlink(dir + "cwd"); err != nil {
-		return err
-	}
-	status, err := os.ReadFile(dir + "status")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(status)) {
-		key, value, _ := strings.Cut(line, ":")
-		var ids []int
-		switch key {
-		case "Uid", "Gid", "Groups":
-			for _, word := range strings.Fields(value) {
-				id, err := strconv.Atoi(word)
-				if err != nil {
-					return fmt.Errorf("%sstatus: %w", dir, err)
-				}
-				ids = append(ids, id)
-			}
-		}
-		switch {
-		case key == "Groups":
-			p.Groups = ids
-		case key == "Uid" && len(ids) > 1:
-			p.UID = ids[1] // the effective one
-		case key == "Gid" && len(ids) > 1:
-			p.GID = ids[1]
-		}
-	}
-	return nil
+	return append(args, links...), links
 }
 
 // same says whether a process is what a step speaks of.
 func (p *process) same(c facts.Client) bool {
-	return p.Exe == c.Exe && slices.Equal(p.Args, c.Args) && p.UID == c.UID
+	return p.strange == "" && p.Exe == c.Exe && slices.Equal(p.Args, c.Args)
 }
 
 // instances are the processes that are a client, in a namespace.
@@ -225,9 +314,9 @@ func existsClient(ns plan.NS, s plan.Client) (bool, error) {
 	return len(list) > 0, err
 }
 
-func doClient(ctx context.Context, ns plan.NS, s plan.Client) error {
+func (d Doer) doClient(ctx context.Context, ns plan.NS, s plan.Client) error {
 	if s.Start {
-		if err := startClient(ctx, ns, s); err != nil {
+		if err := d.startClient(ctx, ns, s); err != nil {
 			return fmt.Errorf("start %s: %w", s.Args[0], err)
 		}
 		return nil
@@ -269,6 +358,7 @@ func stopAll(ctx context.Context, ns plan.NS, c facts.Client, list []process) er
 		if now, err := look(p.PID); err != nil || now == nil || !now.same(c) {
 			continue
 		}
+		defer discard(ctx, startedAs(p.PID))
 		if err := end(ctx, main, unix.SIGTERM); err != nil {
 			return err
 		}
@@ -305,7 +395,7 @@ func orphans(ns plan.NS, exe string, session int) ([]int, error) {
 	}
 	runs := func(pid int) bool {
 		path, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		return err == nil && strings.TrimSuffix(path, " (deleted)") == exe
+		return err == nil && strings.TrimSuffix(path, deleted) == exe
 	}
 	var list []int
 	for _, p := range all {
@@ -358,29 +448,33 @@ func ended(pidfd int, wait time.Duration) bool {
 }
 
 // startClient starts a client, unless it runs. It ends neither with us nor with the
-// service that we are.
-func startClient(ctx context.Context, ns plan.NS, s plan.Client) error {
-	running, err := existsClient(ns, s)
-	if err != nil || running {
+// service that we are, where systemd can see to that.
+func (d Doer) startClient(ctx context.Context, ns plan.NS, s plan.Client) error {
+	there, err := existsClient(ns, s)
+	if err != nil || there {
 		return err
+	}
+	if _, err := os.Stat(s.Exe); errors.Is(err, fs.ErrNotExist) && s.Views == "" {
+		// away it was ended, and at home nothing can take its place: that is no reason to try again and again
+		if d.Warn != nil {
+			d.Warn(fmt.Sprintf("Warning: %s is not started again: there is no %s any more", strings.Join(s.Args, " "), s.Exe))
+		}
+		return nil
+	}
+	if unit, err := hostsIt(ns, s); err != nil {
+		return err
+	} else if unit {
+		return startUnit(ctx, ns, s)
 	}
 	if err := proc.CloseOnExec(); err != nil {
 		return err
 	}
 	cmd := &exec.Cmd{
-		Path: s.Exe, Args: s.Args, Dir: s.Dir,
-		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{
-			Uid: uint32(s.UID), Gid: uint32(s.GID),
-		}},
+		Path: s.Exe, Args: s.Args, Dir: s.Dir, Env: environment[:],
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
-	for _, g := range s.Groups {
-		cmd.SysProcAttr.Credential.Groups = append(cmd.SysProcAttr.Credential.Groups, uint32(g))
-	}
-	group, done := ownScope(ctx, filepath.Base(s.Args[0]))
-	defer done()
-	if group != nil {
-		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	if info, err := os.Stat(s.Dir); err != nil || !info.IsDir() {
+		cmd.Dir = "/"
 	}
 	if s.Views == "" {
 		err = proc.Within(string(ns), cmd.Start)
@@ -400,51 +494,135 @@ func startClient(ctx context.Context, ns plan.NS, s plan.Client) error {
 	}
 }
 
-// ownScope makes a scope (systemd.scope(5)) for a client and opens its control group,
-// so that no service or session that we are in takes it along when it ends. It is nil
-// where that cannot be: the client then starts where we are. Call done when it has started.
-func ownScope(ctx context.Context, name string) (group *os.File, done func()) {
-	done = func() {}
-	if !running() {
-		return nil, done
+// environment is that of clients: nobody knows any more what they had.
+var environment = [...]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
+
+// hostsIt says whether systemd can start a client: with the views, or where PID 1 is.
+func hostsIt(ns plan.NS, s plan.Client) (bool, error) {
+	if !running() || s.Views != "" {
+		return running(), nil
 	}
-	c, err := dbus.NewWithContext(ctx)
+	its, err := netns.Identify(string(ns))
 	if err != nil {
-		return nil, done
+		return false, err
+	}
+	home, err := netns.Identify("/proc/1/ns/net")
+	return its == home, err
+}
+
+// unitPrefix begins the names of the services that clients are started as.
+const unitPrefix = "wg-quickns-client-"
+
+// startUnit starts a client as a transient service (systemd-run(1)): what we may not do
+// ourselves, as the guard, is no limit for it.
+func startUnit(ctx context.Context, ns plan.NS, s plan.Client) error {
+	c, err := connect(ctx)
+	if err != nil {
+		return err
 	}
 	defer c.Close()
-	first := exec.Command("sleep", "10") // a scope needs a process to begin with
-	if first.Start() != nil {
-		return nil, done
+	if ending(ctx, c) {
+		return nil
 	}
-	done = func() {
-		if group != nil {
-			group.Close()
-		}
-		first.Process.Kill()
-		first.Wait()
-	}
-	unit := fmt.Sprintf("wg-quickns-%s-%d.scope", name, first.Process.Pid)
+	name := fmt.Sprintf("%s%s-%08x.service", unitPrefix, filepath.Base(s.Args[0]), rand.Uint32())
+	properties := asService(ns, s)
 	job := make(chan string, 1)
-	_, err = c.StartTransientUnitContext(ctx, unit, "fail", []dbus.Property{
-		{Name: "PIDs", Value: godbus.MakeVariant([]uint32{uint32(first.Process.Pid)})},
-		dbus.PropDescription(name + ", started by wg-quickns"),
-	}, job)
-	if err != nil {
-		return nil, done
+	// until its last process has ended; before systemd 250 until it is stopped
+	last := property("ExitType", "cgroup")
+	_, err = c.StartTransientUnitContext(ctx, name, "fail", append(properties, last), job)
+	if known := (godbus.Error{}); errors.As(err, &known) && known.Name == "org.freedesktop.DBus.Error.PropertyReadOnly" {
+		last = property("RemainAfterExit", true)
+		_, err = c.StartTransientUnitContext(ctx, name, "fail", append(properties, last), job)
 	}
+	if err != nil {
+		return fmt.Errorf("as %s: %w", name, err)
+	}
+	result := ""
 	select {
-	case <-job:
+	case result = <-job:
 	case <-ctx.Done():
-		return nil, done
+		return nil // the job goes on without us
 	}
-	p, err := c.GetUnitTypePropertyContext(ctx, unit, "Scope", "ControlGroup")
-	if err != nil {
-		return nil, done
+	for until := time.Now().Add(glance); result == "done" && time.Now().Before(until); time.Sleep(glance / 10) {
+		p, err := c.GetUnitPropertyContext(ctx, name, "ActiveState")
+		if err != nil {
+			return fmt.Errorf("ask systemd for %s: %w", name, err)
+		}
+		if p.Value.Value() == "failed" {
+			p, err := c.GetUnitTypePropertyContext(ctx, name, "Service", "ExecMainStatus")
+			if err != nil {
+				return fmt.Errorf("ask systemd for %s: %w", name, err)
+			}
+			result = fmt.Sprintf("exit status %v", p.Value.Value())
+		}
 	}
-	path, _ := p.Value.Value().(string)
-	if path != "" {
-		group, _ = os.Open("/sys/fs/cgroup" + path) // nil where control groups are of version 1
+	if result != "done" {
+		_ = c.ResetFailedUnitContext(ctx, name) // what it said stays in the journal
+		return fmt.Errorf("%s (hint: journalctl -u %s)", result, name)
 	}
-	return group, done
+	return nil
+}
+
+// startedAs is the service that startUnit made for a client, "" for another process.
+func startedAs(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if name := service(string(text)); err == nil && strings.HasPrefix(name, unitPrefix) {
+		return name
+	}
+	return ""
+}
+
+// discard has systemd forget the service of a client that was ended, where it has not:
+// one that had to be killed, or that remains after its end.
+func discard(ctx context.Context, unit string) {
+	if unit == "" {
+		return
+	}
+	if c, err := connect(ctx); err == nil {
+		_, _ = c.StopUnitContext(ctx, unit, "replace", nil)
+		_ = c.ResetFailedUnitContext(ctx, unit)
+		c.Close()
+	}
+}
+
+func property(name string, value any) dbus.Property {
+	return dbus.Property{Name: name, Value: godbus.MakeVariant(value)}
+}
+
+// asService is what a client is as a service, see systemd.exec(5).
+func asService(ns plan.NS, s plan.Client) []dbus.Property {
+	type command struct {
+		Path             string
+		Args             []string
+		UncleanIsFailure bool
+	}
+	type bind struct {
+		From, To string
+		Optional bool
+		Flags    uint64
+	}
+	list := []dbus.Property{
+		dbus.PropDescription(filepath.Base(s.Args[0]) + ", started by wg-quickns"),
+		property("Type", "exec"),
+		property("ExecStart", []command{{s.Exe, s.Args, true}}),
+		property("Environment", environment[:]),
+		property("WorkingDirectory", "-"+s.Dir),
+		// `up` may be part of the boot, and is not to wait for the rest of that
+		property("DefaultDependencies", false),
+		property("Conflicts", []string{"shutdown.target"}),
+		property("Before", []string{"shutdown.target"}),
+	}
+	if s.Views == "" {
+		return list
+	}
+	covered := append(slices.Clone(hidden[:]), proc.Resolvers()...)
+	for i, path := range covered {
+		covered[i] = "-" + path
+	}
+	return append(list,
+		property("NetworkNamespacePath", string(ns)),
+		property("BindReadOnlyPaths", []bind{{s.Views + "/sys", "/sys", false, unix.MS_REC}}),
+		property("BindPaths", []bind{{s.Views + "/etc", "/etc", false, unix.MS_REC}}),
+		property("InaccessiblePaths", covered),
+	)
 }

@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/coreos/go-systemd/v22/dbus"
 	"golang.org/x/sys/unix"
 
 	"wg-quickns/internal/plan"
@@ -110,7 +109,7 @@ func doConfine(ctx context.Context, s plan.Confine) error {
 
 // stopsAtHome says whether a unit runs and has a program that stops it, which works
 // in the unit's namespace: there it must still be the one that it was started in.
-func stopsAtHome(ctx context.Context, c *dbus.Conn, unit string) (bool, error) {
+func stopsAtHome(ctx context.Context, c bus, unit string) (bool, error) {
 	running, err := started(ctx, c, unit)
 	if err != nil || !running {
 		return false, err
@@ -132,7 +131,7 @@ func stopsAtHome(ctx context.Context, c *dbus.Conn, unit string) (bool, error) {
 }
 
 // inside says whether a process of a unit is in a namespace.
-func inside(ctx context.Context, c *dbus.Conn, unit string, ns plan.NS) (bool, error) {
+func inside(ctx context.Context, c bus, unit string, ns plan.NS) (bool, error) {
 	space, err := os.Stat(string(ns))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -147,7 +146,7 @@ func inside(ctx context.Context, c *dbus.Conn, unit string, ns plan.NS) (bool, e
 }
 
 // processesOf are the PIDs in a unit's control group.
-func processesOf(ctx context.Context, c *dbus.Conn, unit string) ([]string, error) {
+func processesOf(ctx context.Context, c bus, unit string) ([]string, error) {
 	p, err := c.GetUnitTypePropertyContext(ctx, unit, "Service", "ControlGroup")
 	if err != nil {
 		return nil, fmt.Errorf("ask systemd for %s: %w", unit, err)
@@ -169,7 +168,7 @@ func processesOf(ctx context.Context, c *dbus.Conn, unit string) ([]string, erro
 
 // release takes a unit out of its confinement. If it runs there, since somebody has
 // started it meanwhile (udev, D-Bus), it stops first; one that runs at home goes on.
-func release(ctx context.Context, c *dbus.Conn, s plan.Confine) error {
+func release(ctx context.Context, c bus, s plan.Confine) error {
 	unit := s.Unit
 	files, err := drops(unit)
 	if err != nil || len(files) == 0 {
@@ -228,7 +227,7 @@ func forget() error {
 	return nil
 }
 
-func reload(ctx context.Context, c *dbus.Conn) error {
+func reload(ctx context.Context, c bus) error {
 	if ending(ctx, c) { // the files that it would read go too
 		return nil
 	}
@@ -248,7 +247,7 @@ func companions(unit string) []string {
 
 // confined gives the files, by their paths, that put a unit into a namespace
 // (systemd.exec(5)), and fills the folders that it is to have of its own.
-func confined(ctx context.Context, c *dbus.Conn, s plan.Confine) (map[string]string, error) {
+func confined(ctx context.Context, c bus, s plan.Confine) (map[string]string, error) {
 	name, _ := s.NS.Name()
 	network := "NetworkNamespacePath=" + escape(string(s.NS)) + "\n"
 	service := "[Service]\n" + network +
@@ -304,7 +303,7 @@ var dependencies = []string{"BindsTo", "Requires", "Requisite", "Wants", "After"
 // unbound is a unit's own file without what binds it to a device: udev knows none in
 // the namespace, and a drop-in can take nothing away (systemd.unit(5)). It is ""
 // when nothing does.
-func unbound(ctx context.Context, c *dbus.Conn, unit string) (string, error) {
+func unbound(ctx context.Context, c bus, unit string) (string, error) {
 	if bound, err := devices(ctx, c, unit); err != nil || !bound {
 		return "", err
 	}

@@ -12,7 +12,9 @@ import (
 
 // Doer carries out the steps about who configures interfaces: Views, Confine,
 // Service and Client. Each may be done again, also after it was killed.
-type Doer struct{}
+type Doer struct {
+	Warn func(line string) // says what is not as it was, and can never be; may be nil
+}
 
 // Exists says of a Service and a Client, to be started or stopped, whether it runs,
 // and of the others whether anything of them is there.
@@ -32,7 +34,7 @@ func (Doer) Exists(ctx context.Context, ns plan.NS, s plan.Step) (bool, error) {
 
 // Do does a step. To stop what does not run succeeds, as does to start what runs, and to
 // start in vain what is for interfaces that are gone.
-func (Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
+func (d Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, error) {
 	switch s := s.(type) {
 	case plan.Views:
 		if s.Delete {
@@ -44,7 +46,7 @@ func (Doer) Do(ctx context.Context, ns plan.NS, s plan.Step) (plan.Outcome, erro
 	case plan.Service:
 		return plan.Outcome{}, unlessGone(ns, s.Start, s.Links, doService(ctx, s))
 	case plan.Client:
-		return plan.Outcome{}, unlessGone(ns, s.Start, s.Links, doClient(ctx, ns, s))
+		return plan.Outcome{}, unlessGone(ns, s.Start, s.Links, d.doClient(ctx, ns, s))
 	}
 	return plan.Outcome{}, fmt.Errorf("systemd does no %s", s.Kind())
 }

@@ -9,14 +9,13 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
-	"github.com/coreos/go-systemd/v22/dbus"
 	"github.com/coreos/go-systemd/v22/unit"
 	godbus "github.com/godbus/dbus/v5"
 
 	"wg-quickns/internal/facts"
 	"wg-quickns/internal/netns"
-	"wg-quickns/internal/proc"
 )
 
 // perInterface are the templates whose instance is an interface, and everyInterface
@@ -31,13 +30,23 @@ var (
 // need a link. It finds active systemd units by their names, by what NetworkManager
 // and systemd-networkd say on D-Bus, and by the control group of their processes;
 // and the processes of DHCP clients and supplicants that no unit has. Without
-// systemd there are only these.
-func Owners(ctx context.Context, home string, links []string) ([]facts.Owner, error) {
-	f := finder{ctx: ctx, home: home, links: links}
-	if err := f.find(); err != nil {
-		return nil, fmt.Errorf("find who configures %s: %w", strings.Join(links, ", "), err)
+// systemd there are only these. all are the names of the interfaces in home.
+//
+// left says of each process that goes by the name of one of them, for one of the
+// interfaces, and is not taken, why. One that is root's and could not be started again
+// is an error.
+func Owners(ctx context.Context, home string, links []facts.Interface, all []string) (list []facts.Owner, left []string, err error) {
+	f := finder{ctx: ctx, home: home, all: all, limit: othersAnswer}
+	for _, l := range links {
+		f.links = append(f.links, l.Name)
+		if l.Phy != nil {
+			f.wireless = append(f.wireless, l.Name)
+		}
 	}
-	return f.owners, nil
+	if err := f.find(); err != nil {
+		return nil, nil, fmt.Errorf("find who configures %s: %w", strings.Join(f.links, ", "), err)
+	}
+	return f.owners, f.left, nil
 }
 
 // Units are the owners that the user names, for all of the interfaces. Each must be
@@ -70,11 +79,15 @@ func Units(ctx context.Context, names, links []string) ([]facts.Owner, error) {
 
 // finder gathers owners.
 type finder struct {
-	ctx    context.Context
-	home   string
-	links  []string
-	bus    *dbus.Conn // nil: there is no systemd
-	owners []facts.Owner
+	ctx      context.Context
+	home     string
+	links    []string
+	wireless []string // of links
+	all      []string
+	limit    time.Duration // for the answers of one service, systemd apart
+	bus      *bus          // nil: there is no systemd
+	owners   []facts.Owner
+	left     []string
 }
 
 func (f *finder) find() error {
@@ -84,7 +97,7 @@ func (f *finder) find() error {
 			return err
 		}
 		defer c.Close()
-		f.bus = c
+		f.bus = &c
 		if err := f.units(); err != nil {
 			return err
 		}
@@ -113,7 +126,7 @@ func (f *finder) add(o facts.Owner) {
 		have := &f.owners[i]
 		same := o.Unit != "" && have.Unit == o.Unit
 		if o.Client != nil && have.Client != nil { // a fork that has not become its script yet
-			same = have.Client.Exe == o.Client.Exe && have.Client.UID == o.Client.UID && slices.Equal(have.Client.Args, o.Client.Args)
+			same = have.Client.Exe == o.Client.Exe && slices.Equal(have.Client.Args, o.Client.Args)
 		}
 		if same {
 			for _, l := range o.Links {
@@ -186,11 +199,11 @@ func (f *finder) linksOf(name string) ([]string, error) {
 	}
 	switch name {
 	case manager:
-		return f.managed(networkManager)
+		return f.managed("NetworkManager", networkManager)
 	case networkd:
-		return f.managed(network1)
+		return f.managed("systemd-networkd", network1)
 	case "wpa_supplicant.service", "iwd.service":
-		return f.wireless()
+		return f.wireless, nil
 	}
 	return f.links, nil // dhcpcd.service
 }
@@ -206,14 +219,21 @@ func (f *finder) among(names ...string) []string {
 	return list
 }
 
-// wireless are the asked interfaces that are Wi-Fi ones.
-func (f *finder) wireless() (list []string, err error) {
-	err = proc.Within(f.home, func() error {
+// managed asks a service on the system bus for each asked interface.
+func (f *finder) managed(who string, manages func(context.Context, *godbus.Conn, string) (bool, error)) (list []string, err error) {
+	err = answered(f.ctx, who, f.limit, func(ctx context.Context) error {
+		c, err := godbus.ConnectSystemBus(godbus.WithContext(ctx))
+		if err != nil {
+			return fmt.Errorf("connect to the system bus: %w", err)
+		}
+		defer c.Close()
 		for _, l := range f.links {
-			if _, err := os.Stat("/sys/class/net/" + l + "/phy80211"); err == nil {
+			is, err := manages(ctx, c, l)
+			if err != nil {
+				return fmt.Errorf("ask %s: %w", who, err)
+			}
+			if is {
 				list = append(list, l)
-			} else if !errors.Is(err, fs.ErrNotExist) {
-				return err
 			}
 		}
 		return nil
@@ -221,34 +241,14 @@ func (f *finder) wireless() (list []string, err error) {
 	return list, err
 }
 
-// managed asks a service on the system bus for each asked interface.
-func (f *finder) managed(manages func(context.Context, *godbus.Conn, string) (bool, error)) (list []string, err error) {
-	c, err := godbus.ConnectSystemBus(godbus.WithContext(f.ctx))
-	if err != nil {
-		return nil, fmt.Errorf("connect to the system bus: %w", err)
-	}
-	defer c.Close()
-	for _, l := range f.links {
-		is, err := manages(f.ctx, c, l)
-		if err != nil {
-			return nil, err
-		}
-		if is {
-			list = append(list, l)
-		}
-	}
-	return list, nil
-}
-
 // networkManager says whether NetworkManager manages an interface, see
 // org.freedesktop.NetworkManager.Device, Managed.
 func networkManager(ctx context.Context, c *godbus.Conn, link string) (bool, error) {
 	const service = "org.freedesktop.NetworkManager"
-	fail := func(err error) (bool, error) { return false, fmt.Errorf("ask NetworkManager: %w", err) }
 	var devices []godbus.ObjectPath
 	err := c.Object(service, "/org/freedesktop/NetworkManager").CallWithContext(ctx, service+".GetAllDevices", godbus.FlagNoAutoStart).Store(&devices)
 	if err != nil {
-		return fail(err)
+		return false, err
 	}
 	for _, d := range devices {
 		var properties map[string]godbus.Variant
@@ -256,7 +256,7 @@ func networkManager(ctx context.Context, c *godbus.Conn, link string) (bool, err
 		if known := (godbus.Error{}); errors.As(err, &known) && known.Name == "org.freedesktop.DBus.Error.UnknownMethod" {
 			continue // it went
 		} else if err != nil {
-			return fail(err)
+			return false, err
 		}
 		if properties["Interface"].Value() == link {
 			is, _ := properties["Managed"].Value().(bool)
@@ -276,12 +276,12 @@ func network1(ctx context.Context, c *godbus.Conn, link string) (bool, error) {
 	if known := (godbus.Error{}); errors.As(err, &known) && known.Name == service+".NoSuchLink" {
 		return false, nil
 	} else if err != nil {
-		return false, fmt.Errorf("ask systemd-networkd: %w", err)
+		return false, err
 	}
 	var state godbus.Variant
 	err = c.Object(service, object).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", godbus.FlagNoAutoStart, service+".Link", "AdministrativeState").Store(&state)
 	if err != nil {
-		return false, fmt.Errorf("ask systemd-networkd: %w", err)
+		return false, err
 	}
 	return state.Value() != "unmanaged", nil
 }
@@ -294,7 +294,7 @@ func (f *finder) processes() error {
 	}
 	for _, p := range list {
 		links := f.among(p.links...)
-		if p.kind == "dhcpcd" && len(p.links) == 0 || p.kind == "dhclient" && !slices.ContainsFunc(p.Args[1:], f.isLink) {
+		if p.kind == "dhcpcd" && len(p.links) == 0 || p.kind == "dhclient" && !slices.ContainsFunc(p.Args[1:], func(word string) bool { return slices.Contains(f.all, word) }) {
 			links = f.links // all there are
 		}
 		if len(links) == 0 {
@@ -304,25 +304,22 @@ func (f *finder) processes() error {
 		if o.Unit, err = f.unitOf(p.PID); err != nil {
 			return err
 		}
-		if o.Unit == "" {
-			o.Client = &p.Client
-		} else {
+		what := fmt.Sprintf("%s (PID %d), which configures %s", p.kind, p.PID, strings.Join(links, " and "))
+		switch {
+		case p.strange != "" && !configures(o.Unit):
+			f.left = append(f.left, fmt.Sprintf("%s, is left alone: %s", what, p.strange))
+			continue
+		case o.Unit != "":
 			o.Addresses = addresses(o.Unit)
+		default:
+			if err := p.startable(); err != nil {
+				return fmt.Errorf("%s, could not be started again: %w (hint: stop it, or leave it alone by PhysicalServices = none)", what, err)
+			}
+			o.Client = &p.Client
 		}
 		f.add(o)
 	}
 	return nil
-}
-
-// isLink says whether a word is an interface of the namespace, asked for or not.
-func (f *finder) isLink(word string) bool {
-	found := false
-	err := proc.Within(f.home, func() error {
-		_, err := os.Stat("/sys/class/net/" + word)
-		found = err == nil && !strings.ContainsAny(word, "/.")
-		return nil
-	})
-	return err == nil && found
 }
 
 // unitOf is the service that a process is of, "" when that does not configure
@@ -338,6 +335,9 @@ func (f *finder) unitOf(pid int) (string, error) {
 		return "", err
 	}
 	name := service(string(text))
+	if strings.HasPrefix(name, unitPrefix) { // as which it was started again
+		return "", nil
+	}
 	if name == "" || configures(name) {
 		return name, nil
 	}

@@ -27,16 +27,99 @@ func running() bool {
 	return err == nil
 }
 
-func connect(ctx context.Context) (*dbus.Conn, error) {
-	c, err := dbus.NewWithContext(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("connect to systemd: %w", err)
+// How long an answer on D-Bus may take: of systemd, which reads all its units on a
+// daemon-reload, and of those who configure interfaces, whom the guard asks too, whose
+// watchdog (WatchdogSec=) waits for 10 s.
+const (
+	systemdAnswers = 90 * time.Second
+	othersAnswer   = 8 * time.Second
+)
+
+// answered bounds how long another service's answer is waited for.
+func answered(ctx context.Context, who string, limit time.Duration, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s does not answer: %w", who, context.DeadlineExceeded))
+	defer cancel()
+	err := ask(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	return c, nil
+	return err
+}
+
+// bus is a connection to systemd on which each answer is waited for so long at most.
+type bus struct{ *dbus.Conn }
+
+func connect(ctx context.Context) (bus, error) {
+	// the connection ends with what it was made with
+	whole, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(systemdAnswers, cancel)
+	c, err := dbus.NewWithContext(whole)
+	if !late.Stop() && ctx.Err() == nil {
+		err = errors.New("no answer")
+	}
+	if err != nil {
+		cancel()
+		return bus{}, fmt.Errorf("connect to systemd: %w", err)
+	}
+	return bus{c}, nil
+}
+
+func ask[T any](ctx context.Context, question func(context.Context) (T, error)) (answer T, err error) {
+	err = answered(ctx, "systemd", systemdAnswers, func(ctx context.Context) (err error) {
+		answer, err = question(ctx)
+		return err
+	})
+	return answer, err
+}
+
+func (b bus) GetUnitPropertyContext(ctx context.Context, unit, name string) (*dbus.Property, error) {
+	return ask(ctx, func(ctx context.Context) (*dbus.Property, error) {
+		return b.Conn.GetUnitPropertyContext(ctx, unit, name)
+	})
+}
+
+func (b bus) GetUnitTypePropertyContext(ctx context.Context, unit, kind, name string) (*dbus.Property, error) {
+	return ask(ctx, func(ctx context.Context) (*dbus.Property, error) {
+		return b.Conn.GetUnitTypePropertyContext(ctx, unit, kind, name)
+	})
+}
+
+func (b bus) GetUnitTypePropertiesContext(ctx context.Context, unit, kind string) (map[string]any, error) {
+	return ask(ctx, func(ctx context.Context) (map[string]any, error) {
+		return b.Conn.GetUnitTypePropertiesContext(ctx, unit, kind)
+	})
+}
+
+func (b bus) ListUnitsByPatternsContext(ctx context.Context, states, patterns []string) ([]dbus.UnitStatus, error) {
+	return ask(ctx, func(ctx context.Context) ([]dbus.UnitStatus, error) {
+		return b.Conn.ListUnitsByPatternsContext(ctx, states, patterns)
+	})
+}
+
+func (b bus) SystemStateContext(ctx context.Context) (*dbus.Property, error) {
+	return ask(ctx, b.Conn.SystemStateContext)
+}
+
+func (b bus) StartUnitContext(ctx context.Context, name, mode string, done chan<- string) (int, error) {
+	return ask(ctx, func(ctx context.Context) (int, error) { return b.Conn.StartUnitContext(ctx, name, mode, done) })
+}
+
+func (b bus) StopUnitContext(ctx context.Context, name, mode string, done chan<- string) (int, error) {
+	return ask(ctx, func(ctx context.Context) (int, error) { return b.Conn.StopUnitContext(ctx, name, mode, done) })
+}
+
+func (b bus) StartTransientUnitContext(ctx context.Context, name, mode string, properties []dbus.Property, done chan<- string) (int, error) {
+	return ask(ctx, func(ctx context.Context) (int, error) {
+		return b.Conn.StartTransientUnitContext(ctx, name, mode, properties, done)
+	})
+}
+
+func (b bus) ReloadContext(ctx context.Context) error {
+	return answered(ctx, "systemd", systemdAnswers, b.Conn.ReloadContext)
 }
 
 // started says whether a unit is active, or about to be.
-func started(ctx context.Context, c *dbus.Conn, unit string) (bool, error) {
+func started(ctx context.Context, c bus, unit string) (bool, error) {
 	p, err := c.GetUnitPropertyContext(ctx, unit, "ActiveState")
 	if err != nil {
 		return false, fmt.Errorf("ask systemd for %s: %w", unit, err)
@@ -49,7 +132,7 @@ func started(ctx context.Context, c *dbus.Conn, unit string) (bool, error) {
 }
 
 // list is a property of a unit that is a list of units.
-func list(ctx context.Context, c *dbus.Conn, unit, property string) ([]string, error) {
+func list(ctx context.Context, c bus, unit, property string) ([]string, error) {
 	p, err := c.GetUnitPropertyContext(ctx, unit, property)
 	if err != nil {
 		return nil, fmt.Errorf("ask systemd for %s of %s: %w", property, unit, err)
@@ -59,7 +142,7 @@ func list(ctx context.Context, c *dbus.Conn, unit, property string) ([]string, e
 }
 
 // sockets are the units that start a service when somebody talks to them.
-func sockets(ctx context.Context, c *dbus.Conn, unit string) ([]string, error) {
+func sockets(ctx context.Context, c bus, unit string) ([]string, error) {
 	names, err := list(ctx, c, unit, "TriggeredBy")
 	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasSuffix(n, ".socket") }), err
 }
@@ -88,12 +171,12 @@ func doService(ctx context.Context, s plan.Service) error {
 // ending says whether the machine goes down. systemd then starts nothing any more, the
 // next boot does that; and its jobs may be ordered behind the stop of the service that
 // we are, so that none can be waited for.
-func ending(ctx context.Context, c *dbus.Conn) bool {
+func ending(ctx context.Context, c bus) bool {
 	state, err := c.SystemStateContext(ctx)
 	return err == nil && state.Value.Value() == "stopping"
 }
 
-func start(ctx context.Context, c *dbus.Conn, unit string) error {
+func start(ctx context.Context, c bus, unit string) error {
 	if ending(ctx, c) {
 		return nil
 	}
@@ -139,7 +222,7 @@ func start(ctx context.Context, c *dbus.Conn, unit string) error {
 }
 
 // kill ends the processes of a unit, and leaves it to systemd to see that.
-func kill(ctx context.Context, c *dbus.Conn, unit string) error {
+func kill(ctx context.Context, c bus, unit string) error {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		_ = c.KillUnitWithTarget(ctx, unit, dbus.All, int32(signal)) // it has no process any more, or that is seen below
 		for until := time.Now().Add(mercy); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
@@ -151,7 +234,7 @@ func kill(ctx context.Context, c *dbus.Conn, unit string) error {
 	return fmt.Errorf("kill %s: it does not end", unit)
 }
 
-func stop(ctx context.Context, c *dbus.Conn, unit string) error {
+func stop(ctx context.Context, c bus, unit string) error {
 	if ending(ctx, c) {
 		return kill(ctx, c, unit)
 	}
@@ -199,7 +282,7 @@ func stop(ctx context.Context, c *dbus.Conn, unit string) error {
 }
 
 // devices says whether a unit is bound to a device, and so stops when that goes.
-func devices(ctx context.Context, c *dbus.Conn, unit string) (bool, error) {
+func devices(ctx context.Context, c bus, unit string) (bool, error) {
 	for _, property := range []string{"BindsTo", "Requires", "Requisite"} {
 		names, err := list(ctx, c, unit, property)
 		if err != nil || slices.ContainsFunc(names, device) {

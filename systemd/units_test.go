@@ -1,8 +1,11 @@
 package systemd
 
 import (
+	"context"
+	"net"
 	"slices"
 	"testing"
+	"time"
 )
 
 // TestWithoutDevices: what binds a unit to a device goes, and nothing else.
@@ -88,7 +91,7 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// TestTitle reads what dhcpcd(8) calls its processes. /proc/self stands for one.
+// TestTitle reads what dhcpcd(8) calls its processes.
 func TestTitle(t *testing.T) {
 	for title, want := range map[string][]string{
 		"eth0 [ip4] [ip6]":                      {"dhcpcd", "-b", "eth0"},
@@ -99,10 +102,29 @@ func TestTitle(t *testing.T) {
 		"[network proxy] eth0 [ip4] [ip6]":      nil,
 		"[BPF BOOTP] eth0":                      nil,
 		"[control proxy] [manager] [ip4] [ip6]": nil,
+		"eth0 -c/tmp/hook [ip4]":                nil,
 	} {
-		p, err := dhcpcd(process{}, title, "/proc/self/")
-		if err != nil || (p == nil) != (want == nil) || p != nil && !slices.Equal(p.Args, want) {
-			t.Errorf("%s: %+v, %v", title, p, err)
+		if got, _ := dhcpcd(title); !slices.Equal(got, want) {
+			t.Errorf("%s: %q", title, got)
+		}
+	}
+}
+
+// TestDeadBus: a bus that takes the connection and never says a word is not waited for.
+func TestDeadBus(t *testing.T) {
+	path := t.TempDir() + "/bus"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+path)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	f := finder{ctx: ctx, links: []string{"eth0"}, limit: 50 * time.Millisecond}
+	for unit, who := range map[string]string{manager: "NetworkManager", networkd: "systemd-networkd"} {
+		if _, err := f.linksOf(unit); err == nil || err.Error() != who+" does not answer: context deadline exceeded" || ctx.Err() != nil {
+			t.Errorf("%s: %v", unit, err)
 		}
 	}
 }

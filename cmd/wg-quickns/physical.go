@@ -47,7 +47,19 @@ func (s *session) owners(ctx context.Context, home plan.NS, list []facts.Interfa
 	}
 	switch {
 	case s.cfg == nil || s.cfg.PhysicalServices == nil:
-		return systemd.Owners(ctx, string(s.local(home)), names)
+		all, err := s.kernel.Interfaces(ctx, s.local(home))
+		if err != nil {
+			return nil, err
+		}
+		known := make([]string, len(all))
+		for i, l := range all {
+			known[i] = l.Name
+		}
+		owners, left, err := systemd.Owners(ctx, string(s.local(home)), list, known)
+		for _, w := range left {
+			s.warn("Warning: " + w)
+		}
+		return owners, err
 	case len(s.cfg.PhysicalServices) == 0: // `none'
 		return nil, nil
 	}

@@ -125,7 +125,7 @@ func (a app) begin(ctx context.Context, t target, p *place) (_ *session, err err
 	if t.cfg != nil {
 		hook.WGConfig = strings.TrimSuffix(string(t.cfg.Strip()), "\n")
 	}
-	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, systemd.Doer{}, s.local, s.tunnels, &s.place})
+	s.doer = inject(doers{s.kernel, dns.Doer{}, hook, systemd.Doer{Warn: s.warn}, s.local, s.tunnels, &s.place})
 	// A hook's own `save` runs under the lock of the command that runs the hook.
 	if !insideHook(t.name) {
 		if s.lock, err = stateRoot.Lock(ctx, s.state); err != nil {

@@ -65,14 +65,10 @@ type Owner struct {
 	Addresses bool
 }
 
-// Client is a program that configures interfaces and that no service manager runs.
+// Client is a program that configures interfaces, that root runs and no service manager.
 type Client struct {
 	Exe  string   `json:"exe"`
 	Args []string `json:"args"` // with its own name
 	Dir  string   `json:"dir,omitempty"`
-	UID  int      `json:"uid,omitempty"`
-	GID  int      `json:"gid,omitempty"`
-	// Groups are its supplementary ones.
-	Groups []int `json:"groups,omitempty"`
-	PID    int   `json:"pid,omitempty"` // when it was found; that of its main process
+	PID  int      `json:"pid,omitempty"` // when it was found; that of its main process
 }

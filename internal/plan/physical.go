@@ -2,6 +2,8 @@ package plan
 
 import (
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 
 	"wg-quickns/internal/facts"
@@ -212,9 +214,18 @@ type Client struct {
 
 func (Client) Kind() string { return KindClient }
 
+// Commands have the program's path where the one of that name is likely another.
 func (s Client) Commands() []string {
-	if s.Start {
-		return []string{strings.Join(s.Args, " ")}
+	if !s.Start {
+		return []string{"pkill -f " + strings.Join(s.Args, " ")}
 	}
-	return []string{"pkill -f " + strings.Join(s.Args, " ")}
+	name, usual := s.Args[0], []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "."}
+	switch {
+	case slices.Contains(usual, path.Dir(s.Exe)) || name == s.Exe:
+	case path.Base(name) == path.Base(s.Exe):
+		name = s.Exe
+	default:
+		name = "exec -a " + name + " " + s.Exe
+	}
+	return []string{strings.Join(append([]string{name}, s.Args[1:]...), " ")}
 }

@@ -30,6 +30,9 @@ const ScratchPrefix = ".wg-quickns-"
 // and by D-Bus, and avahi-daemon(8), as glibc's modules find them.
 var resolvers = [...]string{"/run/nscd", "/run/systemd/resolve", "/run/dbus", "/run/avahi-daemon"}
 
+// Resolvers are the folders of sockets that Enter hides.
+func Resolvers() []string { return resolvers[:] }
+
 // kept are the file systems on /sys that have nothing to do with the network.
 var kept = [...]string{"fs/cgroup", "fs/bpf", "fs/selinux", "kernel/security", "kernel/debug", "kernel/tracing"}
 

@@ -25,3 +25,17 @@ func Parent(pid int) int {
 	}
 	return parent
 }
+
+// Status is what /proc/PID/status says of a process, the words by their key (proc(5)).
+func Status(pid int) (map[string][]string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil, err
+	}
+	fields := map[string][]string{}
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(line, ":")
+		fields[key] = strings.Fields(value)
+	}
+	return fields, nil
+}

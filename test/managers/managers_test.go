@@ -103,14 +103,14 @@ var managers = []manager{
 		want:    []string{"dhcpcd.service"},
 	},
 	{
-		// what somebody started in a shell is in a scope of its own then, and so lives
-		// longer than the service that moved it
+		// what somebody started in a shell is a service of its own then, and so lives longer
+		// than the one that moved it
 		name: "by hand", more: true,
 		prepare: "dhclient -4 eth0",
 		end:     "dhclient -4 -x eth0",
 		want:    []string{"dhclient -4 eth0"},
 		inside: func(t *testing.T) {
-			if got := ns.Run(t, "bash", "-c", "cat /proc/$(pgrep -x dhclient)/cgroup"); !strings.Contains(got, "/wg-quickns-dhclient-") {
+			if got := ns.Run(t, "bash", "-c", "cat /proc/$(pgrep -x dhclient)/cgroup"); !strings.Contains(got, "/wg-quickns-client-dhclient-") {
 				t.Errorf("it is in %s", got)
 			}
 		},
@@ -189,7 +189,11 @@ func (m manager) handOver(t *testing.T) {
 	lap("a lease at home")
 	before := state(t)
 
-	owners, err := systemd.Owners(ctx, "", []string{link})
+	asked := facts.Interface{Name: link}
+	if link == "wlan0" {
+		asked.Phy = &facts.Phy{}
+	}
+	owners, _, err := systemd.Owners(ctx, "", []facts.Interface{asked}, []string{"lo", link})
 	if err != nil {
 		t.Fatal(err)
 	}

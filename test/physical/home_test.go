@@ -221,41 +221,6 @@ func (w *world) comesHome() {
 	w.t.Logf("came home: %d of %d", good, all)
 }
 
-// TestClient: a supplicant that was started by hand comes home only with its interface: it
-// is not for another one that has the name.
-func TestClient(t *testing.T) {
-	w := newWorld(t, "")
-	supplicant, err := w.Start(nil, "bash", "-c", "exec -a wpa_supplicant perl -e 'sleep 1000' -- -iuplink")
-	if err != nil {
-		t.Fatal(err)
-	}
-	runs := func(where string) bool {
-		return bed.Wait(2*time.Second, func() bool {
-			return w.NS.Try("bash", "-c", "pgrep -x perl | grep -w "+"\"$(ip netns pids "+where+")\"").Code == 0
-		})
-	}
-	if !runs("bed") {
-		t.Fatal("no supplicant")
-	}
-	w.up()
-	supplicant.Wait()
-	if !runs("physical") {
-		t.Error("it does not run away from home")
-	}
-	w.NS.Run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "other")
-	w.wants(1, "wpa_supplicant", "down", "wg0")
-	if out := w.NS.Try("pgrep", "-x", "perl"); out.Code == 0 {
-		t.Error("it runs for another interface")
-	}
-	w.NS.Run("ip", "link", "del", "uplink")
-	w.wants(0, "netns 1", "down", "wg0")
-	if !runs("bed") {
-		t.Error("it does not run at home")
-	}
-	w.NS.Run("pkill", "-x", "perl")
-	w.home()
-}
-
 // TestNameDeleted: the namespace lives on when somebody deletes its name, or gives that
 // to another one, and so does the tunnel.
 func TestNameDeleted(t *testing.T) {
