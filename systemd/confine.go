@@ -56,8 +56,8 @@ func drops(unit string) ([]string, error) {
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, err
 			}
-			// what a killed write left was to be one
-			if strings.HasPrefix(string(text), header(unit)) || strings.HasSuffix(file, scratch) {
+			// what a killed write left may have no header yet
+			if strings.HasPrefix(string(text), header(unit)) || strings.HasSuffix(file, scratchOf(unit)) {
 				list = append(list, file)
 			}
 		}
@@ -97,7 +97,7 @@ func doConfine(ctx context.Context, s plan.Confine) error {
 		if later {
 			path += staged
 		}
-		if err := write(path, header(s.Unit)+text); err != nil {
+		if err := replace(path, scratchOf(s.Unit), header(s.Unit)+text); err != nil {
 			return fail(err)
 		}
 	}
@@ -386,14 +386,21 @@ func managerExtra(views string) (string, error) {
 			return "", err
 		}
 	}
-	theirs, err := os.ReadDir(config)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	theirs, err := filepath.Glob(config + "/*.conf")
+	if err != nil {
 		return "", err
 	}
-	for _, e := range theirs {
-		text, err := os.ReadFile(filepath.Join(config, e.Name()))
+	for _, path := range theirs {
+		info, err := os.Stat(path)
+		var text []byte // of /dev/null too, which hides a file of /usr/lib
+		if err == nil && info.Mode().IsRegular() {
+			text, err = os.ReadFile(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) { // a link to nowhere
+			continue
+		}
 		if err == nil {
-			err = write(filepath.Join(conf, e.Name()), string(text))
+			err = write(filepath.Join(conf, filepath.Base(path)), string(text))
 		}
 		if err != nil {
 			return "", err
@@ -405,13 +412,20 @@ func managerExtra(views string) (string, error) {
 		"BindReadOnlyPaths=" + escape(conf) + ":" + config + "\n", err
 }
 
+// scratchOf ends the name of a file that confines a unit and is only being written: by
+// that others know whose it is.
+func scratchOf(unit string) string { return "." + unit + scratch }
+
 // write writes a file and its folder, whole or not at all.
-func write(path, text string) error {
+func write(path, text string) error { return replace(path, scratch, text) }
+
+// replace is write, by a file of another ending.
+func replace(path, ending, text string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+scratch, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(path+ending, []byte(text), 0o644); err != nil {
 		return err
 	}
-	return os.Rename(path+scratch, path)
+	return os.Rename(path+ending, path)
 }

@@ -2,7 +2,11 @@ package systemd
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -126,5 +130,52 @@ func TestDeadBus(t *testing.T) {
 		if _, err := f.linksOf(unit); err == nil || err.Error() != who+" does not answer: context deadline exceeded" || ctx.Err() != nil {
 			t.Errorf("%s: %v", unit, err)
 		}
+	}
+}
+
+// TestScratch: a file that another process is only writing for its unit is not one of ours,
+// and of ours even an empty one is.
+func TestScratch(t *testing.T) {
+	defer os.RemoveAll("/run/systemd")
+	file := func(unit, text string) string {
+		path := runtimeUnits + "/b.service.d/" + dropIn + scratchOf(unit)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	file("b.service", header("b.service")[:10])
+	want := []string{file("a.service", "")}
+	if got, err := drops("a.service"); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestManagerConfig: of NetworkManager's folder only what it reads is taken along, a folder or
+// a link to nowhere stops nothing.
+func TestManagerConfig(t *testing.T) {
+	const dir = "/etc/NetworkManager/conf.d"
+	for _, err := range []error{
+		os.MkdirAll(dir+"/old", 0o755), os.Mkdir(dir+"/folder.conf", 0o755), os.WriteFile(dir+"/mine.conf", []byte("[main]\n"), 0o600),
+		os.WriteFile(dir+"/mine.conf~", nil, 0o600), os.Symlink("nowhere", dir+"/gone.conf"), os.Symlink("/dev/null", dir+"/hides.conf"),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer os.RemoveAll("/etc/NetworkManager")
+	views := t.TempDir()
+	if _, err := managerExtra(views); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	files, err := os.ReadDir(views + "/nm-conf")
+	for _, e := range files {
+		text, _ := os.ReadFile(views + "/nm-conf/" + e.Name())
+		got[e.Name()] = string(text)
+	}
+	delete(got, "zzz-wg-quickns.conf")
+	if want := map[string]string{"mine.conf": "[main]\n", "hides.conf": "", "folder.conf": ""}; err != nil || !maps.Equal(got, want) {
+		t.Errorf("taken along: %q, %v", got, err)
 	}
 }
