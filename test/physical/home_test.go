@@ -221,6 +221,24 @@ func (w *world) comesHome() {
 	w.t.Logf("came home: %d of %d", good, all)
 }
 
+// TestOwnResolv: the namespace's resolv.conf that was there comes back, whatever a client
+// there did to it.
+func TestOwnResolv(t *testing.T) {
+	const folder, own = "/etc/netns/physical", "nameserver 192.0.2.9\n"
+	ns.Run(t, "bash", "-euc", "mkdir "+folder+"; printf '"+own+"' >"+folder+"/resolv.conf")
+	defer ns.Run(t, "rm", "-r", folder)
+	w := newWorld(t, "")
+	for _, client := range []string{"rm resolv.conf", ">resolv.conf", "echo nameserver 10.0.0.1 >x; mv x resolv.conf", "rm resolv.conf; ln -s /none resolv.conf"} {
+		w.up()
+		ns.Run(t, "bash", "-euc", "cd "+folder+"; "+client)
+		w.wants(0, "netns 1", "down", "wg0")
+		w.home()
+		if text, err := os.ReadFile(folder + "/resolv.conf"); string(text) != own {
+			t.Errorf("after %s it is %q (%v)", client, text, err)
+		}
+	}
+}
+
 // TestNameDeleted: the namespace lives on when somebody deletes its name, or gives that
 // to another one, and so does the tunnel.
 func TestNameDeleted(t *testing.T) {
