@@ -77,7 +77,11 @@ func (s *session) hosted(ctx context.Context, list []facts.Interface) (h strateg
 	name, _ := s.place.Birth.Name()
 	h.Views = viewsOf(s.place.Birth)
 	resolv := plan.Resolv{Path: "/etc/netns/" + name + "/resolv.conf", Shared: true}
-	if resolv.Old, resolv.MadeDirs, err = dns.ReadResolv(resolv.Path); err == nil && resolv.Old == nil {
+	read := dns.OwnResolv
+	if s.log.State() == journal.Complete { // what is there now is for what is plugged in too
+		read = dns.ReadResolv
+	}
+	if resolv.Old, resolv.MadeDirs, err = read(resolv.Path); err == nil && resolv.Old == nil {
 		resolv.Servers, resolv.Search, err = dns.Upstream()
 	}
 	h.Resolv = resolv

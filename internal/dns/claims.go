@@ -96,3 +96,21 @@ func (c *claims) find(text string) int {
 	}
 	return -1
 }
+
+// OwnResolv is ReadResolv of what was there before the tunnels that have it now, if any:
+// that alone is somebody's to keep.
+func OwnResolv(path string) (old *string, madeDirs []string, err error) {
+	old, madeDirs, err = ReadResolv(path)
+	if err != nil || old == nil {
+		return old, madeDirs, err
+	}
+	c, err := openClaims(plan.Resolv{Path: path})
+	if err != nil {
+		return nil, nil, fmt.Errorf("who has %s: %w", path, err)
+	}
+	defer c.close()
+	if n := len(c.Texts); n > 0 && c.Texts[n-1] == *old {
+		old = c.Old
+	}
+	return old, madeDirs, nil
+}

@@ -242,6 +242,44 @@ func TestResolvKept(t *testing.T) {
 	}
 }
 
+// TestResolvKeptBeside: another tunnel's servers are not taken for the user's own, whichever
+// of the two goes first.
+func TestResolvKeptBeside(t *testing.T) {
+	for _, there := range []bool{true, false} {
+		for _, otherFirst := range []bool{true, false} {
+			root := t.TempDir()
+			file := root + "/netns/blue/resolv.conf"
+			if there {
+				write(t, file, "nameserver 192.0.2.9\n")
+			}
+			before := mirror(t, root)
+			up, downOther := steps(t, file, false)
+			do(t, up)
+			own := plan.Resolv{Path: file, Shared: true}
+			var err error
+			if own.Old, own.MadeDirs, err = OwnResolv(file); err != nil || (own.Old != nil) != there {
+				t.Fatalf("there %v: own is %v, %v", there, own.Old, err)
+			}
+			if !there {
+				own.Servers = []string{"192.0.2.1"}
+			}
+			do(t, own)
+			down := own
+			down.Delete = true
+			order := []plan.Resolv{down, downOther}
+			if otherFirst {
+				slices.Reverse(order)
+			}
+			for _, s := range order {
+				do(t, s)
+			}
+			if after := mirror(t, root); after != before {
+				t.Errorf("there %v, other first %v: after:\n%s\nbefore:\n%s", there, otherFirst, after, before)
+			}
+		}
+	}
+}
+
 func TestResolvRefuses(t *testing.T) {
 	dir := t.TempDir()
 	target := dir + "/target"
