@@ -338,7 +338,7 @@ func (b *bench) reference(name string, c config, target float64) error {
 	return nil
 }
 
-// floor prints the row of a config against the least, and gives our time.
+// floor prints the rows of a config against the least, and gives our time of up.
 func (b *bench) floor(name string, c config, judged bool) (time.Duration, error) {
 	if !b.rows.MatchString("floor " + name) {
 		return 0, nil
@@ -357,5 +357,7 @@ func (b *bench) floor(name string, c config, judged bool) (time.Duration, error)
 		target, reached = "<= 1.0", verdict(ratio <= 1)
 	}
 	fmt.Printf("| %s | up | %d | %s | %s | %.2f | %s | %s |\n", name, len(ours.ups), ms(l), ms(o), ratio, target, reached)
+	dl, do := median(least.downs), median(ours.downs)
+	fmt.Printf("| %s | down | %d | %s | %s | %.2f | | |\n", name, len(ours.downs), ms(dl), ms(do), do.Seconds()/dl.Seconds())
 	return o, nil
 }

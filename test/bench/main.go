@@ -78,7 +78,7 @@ func run(rounds int, full bool, rows *regexp.Regexp) error {
 		}
 	}
 
-	fmt.Println("\n## Against the floor\n\n`wg setconf`, `ip -batch` of the same addresses and routes. Times in ms, medians. Ratio: ours / floor, of up.")
+	fmt.Println("\n## Against the floor\n\n`wg setconf`, `ip -batch` of the same addresses and routes; `ip link delete`. Times in ms, medians. Ratio: ours / floor.")
 	fmt.Print("\n| config | | n | floor | ours | ratio | target | |\n|---|---|--:|--:|--:|--:|--:|---|\n")
 	took := map[int]time.Duration{}
 	for _, n := range large {
