@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -118,9 +119,15 @@ func value[T any](p *T) T {
 	return *p
 }
 
-// replaceFile puts data in the file's place, mode 0600, durably.
+// replaceFile puts data in the file's place, mode 0600, durably. What it leaves when
+// it is killed, with the keys, goes with the next save: it has the one name that
+// wg-quick gives it.
 func replaceFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+	fresh := path + ".tmp"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove what an earlier save left: %w", err)
+	}
+	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("write the config file: %w", err)
 	}
