@@ -41,7 +41,8 @@ type Probes struct {
 	Sent  atomic.Int64
 	since time.Time
 	stop  chan struct{}
-	done  sync.WaitGroup
+	// opening are those that have no socket yet, done those that have not ended
+	opening, done sync.WaitGroup
 }
 
 // Sockaddr is an address with a port.
@@ -121,6 +122,7 @@ func Probe(t testing.TB, machine, container *ns.NS) *Probes {
 	packets(machine, "ping6", "uplink", Far6, 0, unix.SOCK_RAW, unix.IPPROTO_ICMPV6, append([]byte{128, 0, 0, 0, 0, 1, 0, 1}, Tag+"ping6."...))
 	whole := append([]byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, 253, 0, 0, 192, 0, 2, 2, 203, 0, 113, 9}, Tag+"raw4."...)
 	packets(machine, "raw4", "uplink", Far4, 0, unix.SOCK_RAW, unix.IPPROTO_RAW, whole)
+	p.opening.Wait() // a device that they bind to may leave any time
 	return p
 }
 
@@ -128,10 +130,14 @@ func Probe(t testing.TB, machine, container *ns.NS) *Probes {
 func (p *Probes) loop(t testing.TB, n *ns.NS, kind string, start func() (send func(), err error)) {
 	p.Kinds = append(p.Kinds, kind)
 	p.done.Add(1)
+	p.opening.Add(1)
 	go func() {
 		defer p.done.Done()
+		opened := sync.OnceFunc(p.opening.Done)
+		defer opened()
 		err := n.Do(func() error {
 			send, err := start()
+			opened()
 			if err != nil {
 				return err
 			}
