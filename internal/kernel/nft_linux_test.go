@@ -126,8 +126,8 @@ func TestIptables(t *testing.T) {
 	}
 }
 
-// TestNftAmongOthers: a table is found while others go that come before it in the kernel's list.
-func TestNftAmongOthers(t *testing.T) {
+// TestManyTables: a table is found while others go that come before it in the kernel's list.
+func TestManyTables(t *testing.T) {
 	ns := newNS(t)
 	d := newDoer(t, Options{})
 	sp, err := d.space(ns)
