@@ -114,6 +114,16 @@ func (b bus) StartTransientUnitContext(ctx context.Context, name, mode string, p
 	})
 }
 
+func (b bus) KillUnitWithTarget(ctx context.Context, name string, who dbus.Who, signal int32) error {
+	return answered(ctx, "systemd", systemdAnswers, func(ctx context.Context) error {
+		return b.Conn.KillUnitWithTarget(ctx, name, who, signal)
+	})
+}
+
+func (b bus) ResetFailedUnitContext(ctx context.Context, name string) error {
+	return answered(ctx, "systemd", systemdAnswers, func(ctx context.Context) error { return b.Conn.ResetFailedUnitContext(ctx, name) })
+}
+
 func (b bus) ReloadContext(ctx context.Context) error {
 	return answered(ctx, "systemd", systemdAnswers, b.Conn.ReloadContext)
 }

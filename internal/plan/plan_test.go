@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"wg-quickns/confparse"
+	"wg-quickns/internal/facts"
 )
 
 func TestEncodeDecode(t *testing.T) {
@@ -43,5 +44,21 @@ func TestEncodeDecode(t *testing.T) {
 	}
 	if _, err := Decode([]byte(`[{"kind":"later","step":{}}]`)); err == nil {
 		t.Error("a step of a newer version is guessed at")
+	}
+}
+
+// TestClientCommands: which program is started can be read where it is not the usual one.
+func TestClientCommands(t *testing.T) {
+	for want, c := range map[string]facts.Client{
+		"dhclient -4 eth0":                                {Exe: "/usr/sbin/dhclient", Args: []string{"dhclient", "-4", "eth0"}},
+		"busybox udhcpc -i eth0":                          {Exe: "/bin/busybox", Args: []string{"busybox", "udhcpc", "-i", "eth0"}},
+		"/opt/x/dhclient eth0":                            {Exe: "/opt/x/dhclient", Args: []string{"dhclient", "eth0"}},
+		"/opt/x/dhclient eth1":                            {Exe: "/opt/x/dhclient", Args: []string{"/opt/x/dhclient", "eth1"}},
+		"exec -a udhcpc /opt/x/busybox -i eth0":           {Exe: "/opt/x/busybox", Args: []string{"udhcpc", "-i", "eth0"}},
+		"exec -a /sbin/dhclient4 /opt/x/dhclient-4.4 eth": {Exe: "/opt/x/dhclient-4.4", Args: []string{"/sbin/dhclient4", "eth"}},
+	} {
+		if got := (Client{Client: c, Start: true}).Commands(); len(got) != 1 || got[0] != want {
+			t.Errorf("%q, not %q", got, want)
+		}
 	}
 }
