@@ -21,33 +21,31 @@ func TestGuardUnit(t *testing.T) {
 		printf '[Service]\\nWatchdogSec=120\\n' >/usr/local/lib/systemd/system/wg-quickns-guard@.service.d/lab.conf; systemctl daemon-reload
 		sed 's/^PhysicalInterfaces.*//; /^\[Interface\]/a PhysicalInterfaces = eth0, eth1' `+example+` >/etc/wireguard/wg0.conf
 		sed -i 's/^DNS/#DNS/' /etc/wireguard/wg0.conf
-		ip link set eth0 up; ip addr add 192.0.2.2/24 dev eth0; ip route add default via 192.0.2.1; echo nameserver 192.0.2.1 >/etc/resolv.conf`)
+		ip link set eth0 up; ip addr add 192.0.2.2/24 dev eth0; ip route add default via 192.0.2.1`)
 	t.Cleanup(func() {
 		ns.Run(t, "bash", "-c", `rm -r /usr/bin/wg-quickns /usr/local/lib/systemd/system/wg-quickns*; systemctl daemon-reload; install -m 600 `+example+` /etc/wireguard/wg0.conf
 			sed -i 's/^DNS/#DNS/' /etc/wireguard/wg0.conf; ip addr flush dev eth0; : >/etc/resolv.conf; true`)
 	})
-	clients := []string{
-		"dhclient -4 -q -pf /run/dhclient.eth1.pid -lf /run/dhclient.eth1.leases eth1",
-		"busybox udhcpc -f -i eth1 -s /run/udhcpc.sh",
-	}
+	clients := [][2]string{{"dhclient", "-4 -q -pf /run/dhclient.eth1.pid -lf /run/dhclient.eth1.leases eth1"}}
 	if os.Getenv("WGQ_PHYSICAL_ROUNDS") != "" {
-		clients = append(clients, "dhcpcd -4 -b -q eth1")
+		clients = append(clients, [2]string{"busybox udhcpc", "-f -i eth1 -s /run/udhcpc.sh"}, [2]string{"dhcpcd", "-4 -b -q eth1"})
 	}
 	for _, client := range clients {
-		name := strings.Fields(client)[0]
+		name := client[0]
 		t.Run(name, func(t *testing.T) {
 			end := func() {
-				ns.Run(t, "bash", "-c", "systemctl stop wg-quickns@wg0; pkill "+name+"; ip link del eth1; kill $(cat /run/far-eth1.pid); rm -f /run/far-eth1.l*; true")
+				ns.Run(t, "bash", "-c", "systemctl stop wg-quickns@wg0; pkill -f '^"+name+"'; ip link del eth1; kill $(cat /run/far-eth1.pid); rm -f /run/far-eth1.l*; true")
 			}
 			defer end()
-			ns.Run(t, "bash", "-ec", functions+`systemctl start wg-quickns@wg0; systemctl stop wg-quickns-guard@wg0
+			ns.Run(t, "bash", "-ec", functions+`echo nameserver 192.0.2.1 >/etc/resolv.conf # the last client has written its own
+				systemctl start wg-quickns@wg0; systemctl stop wg-quickns-guard@wg0
 				ip link add eth1 type veth peer name eth1 netns far; udevadm settle; ip link set eth1 up
 				ip -n far addr add 198.51.100.1/24 dev eth1; ip -n far link set eth1 up
 				bash -eu /run/serve eth1 198.51.100
 				printf '%s\n' '#!/bin/sh' 'case $1 in bound|renew) ip addr replace $ip/$mask dev $interface;; deconfig) ip link set $interface up;; esac' >/run/udhcpc.sh
 				chmod +x /run/udhcpc.sh
 				setsid $1 >/dev/null 2>&1 &
-				timeout 60 bash -c 'until ip -4 addr show dev eth1 | grep -q 198.51.100.1; do sleep 0.5; done'`, "start", client)
+				timeout 60 bash -c 'until ip -4 addr show dev eth1 | grep -q 198.51.100.1; do sleep 0.5; done'`, "start", name+" "+client[1])
 			ns.Run(t, "systemctl", "start", "--no-block", "wg-quickns-guard@wg0")
 			if !wait(patience, func() bool {
 				return strings.Contains(ns.Try(exec.Command("ip", "-n", "physical", "-4", "addr", "show", "dev", "eth1")).Stdout, "inet 198.51.100.1")
@@ -59,7 +57,7 @@ func TestGuardUnit(t *testing.T) {
 				t.Errorf("it runs as %s", pids)
 			}
 			ns.Run(t, "systemctl", "stop", "wg-quickns@wg0")
-			ns.Run(t, "bash", "-ec", "ip link show eth1; pgrep -x "+name)
+			ns.Run(t, "bash", "-ec", "ip link show eth1; pgrep -f '^"+name+"'")
 			if left := ns.Run(t, "bash", "-c", "ls /run/netns /run/wg-quickns; systemctl --failed --plain --no-legend"); strings.Contains(left, "physical") || strings.Contains(left, "wg0") || strings.Contains(left, "client") {
 				t.Errorf("left: %s", left)
 			}
