@@ -176,6 +176,7 @@ type guard struct {
 	fights   engine.Fights
 	vanished bool
 	lost     []string // interfaces that were away and are gone
+	unnamed  int      // looks in a row that found one that udev has not done with
 	pulse    engine.Pulse
 }
 
@@ -366,7 +367,13 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	}
 	err = g.repair(ctx, s, target)
 	g.ask(ctx, s, target, list)
-	return g.next(s.strategy()), err
+	wait = g.next(s.strategy())
+	if !s.unnamed {
+		g.unnamed = 0
+	} else if again := engine.Retry(g.unnamed); wait == 0 || again < wait { // the kernel does not tell that udev has done
+		wait, g.unnamed = again, g.unnamed+1
+	}
+	return wait, err
 }
 
 func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {

@@ -119,7 +119,7 @@ func (s *session) returned(ctx context.Context, entries []journal.Entry) ([]stra
 	if err != nil {
 		return nil, err
 	}
-	again := strategies.Returned(all, standing(entries), namedByUdev)
+	again := strategies.Returned(all, standing(entries), s.named)
 	var links []facts.Interface
 	for _, a := range again {
 		if m, ok := a.Do.(plan.Move); ok {
@@ -130,6 +130,13 @@ func (s *session) returned(ctx context.Context, entries []journal.Entry) ([]stra
 		return again, nil
 	}
 	owners, err := s.owners(ctx, s.place.Target, links)
+	// A unit that has no process now, as it fails without its interface, works there all the same.
+	owners = slices.DeleteFunc(owners, func(o facts.Owner) bool {
+		return slices.ContainsFunc(entries, func(e journal.Entry) bool {
+			unit, ok := e.Do.(plan.Service)
+			return ok && unit.Start && unit.Unit == o.Unit
+		})
+	})
 	if len(owners) > 0 { // they go along, as a newcomer's
 		again = nil
 	}
@@ -168,7 +175,7 @@ func (s *session) newcomers(ctx context.Context, again []strategies.Standing) ([
 	if err != nil {
 		return nil, err
 	}
-	list := slices.DeleteFunc(strategies.Newcomers(cfg, all, namedByUdev), func(l facts.Interface) bool {
+	list := slices.DeleteFunc(strategies.Newcomers(cfg, all, s.named), func(l facts.Interface) bool {
 		return slices.ContainsFunc(again, func(a strategies.Standing) bool {
 			m, ok := a.Do.(plan.Move)
 			return ok && slices.ContainsFunc(m.Links, func(o facts.Interface) bool { return o.Name == l.Name })
@@ -178,6 +185,13 @@ func (s *session) newcomers(ctx context.Context, again []strategies.Standing) ([
 		return nil, nil
 	}
 	return s.away(ctx, list)
+}
+
+// named is namedByUdev, and notes where it is not so.
+func (s *session) named(index int) bool {
+	is := namedByUdev(index)
+	s.unnamed = s.unnamed || !is
+	return is
 }
 
 // namedByUdev says whether udev(7), where it runs, has done with an interface: it may get

@@ -54,6 +54,7 @@ type session struct {
 	index int
 	// forecast is what the facts will be, for a plan that is only shown; nil: they are read.
 	forecast *facts.Facts
+	unnamed  bool // an interface that is to move waits for udev
 }
 
 // doers sends each step to the room that can do it.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -280,8 +281,17 @@ func (w *world) replugged(same, guarded bool) {
 		}) {
 			t.Errorf("status: %s", r)
 		}
+		slow := i > 0 // udev(7) takes its time, which the kernel does not tell
+		if slow {
+			ns.Run(t, "bash", "-ec", "mkdir -p /run/udev/data; touch /run/udev/control")
+		}
 		w.NS.Run("ip", "link", "add", "uplink", "address", mac, "type", "veth", "peer", "name", "uplink", "netns", w.Far.Name)
 		w.Far.Run("ip", "link", "set", "uplink", "up")
+		if slow {
+			time.Sleep(3 * hold)
+			w.NS.Run("bash", "-ec", "touch /run/udev/data/n$(cat /sys/class/net/uplink/ifindex)")
+			defer os.RemoveAll("/run/udev")
+		}
 		if guarded && !bed.Wait(5*time.Second, func() bool {
 			return strings.Contains(w.away("link"), " uplink") && w.NS.Try("ip", "link", "show", "uplink").Code != 0
 		}) {

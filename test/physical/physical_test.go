@@ -332,6 +332,9 @@ func TestManagers(t *testing.T) {
 					t.Fatalf("in round %d", i+1)
 				}
 			}
+			if !m.fixed && slices.Equal(m.links, []string{"eth0"}) && os.Getenv("WGQ_PHYSICAL_ROUNDS") != "" {
+				m.replug(t)
+			}
 		})
 	}
 }
@@ -463,6 +466,47 @@ func (m manager) round(t *testing.T) {
 	}
 	t.Logf("up %.1f s, first answer after %.1f s, renewals away %v, down %.1f s, all as before after %.1f s",
 		took.Seconds(), first.Seconds(), acks, down.Seconds(), time.Since(end).Seconds())
+}
+
+// replug pulls eth0 out while the tunnel is up, and plugs it in again: who configures it
+// there does so again.
+func (m manager) replug(t *testing.T) {
+	content := m.contents(t)
+	asked(t, "up", "wg0")
+	ns.Run(t, "systemd-run", "-q", "--unit=replug", "wg-quickns", "guard", "wg0")
+	defer ns.Try(exec.Command("systemctl", "stop", "replug"))
+	answers := func() bool { return ns.Try(exec.Command("ping", "-nqc1", "-W1", "203.0.113.7")).Code == 0 }
+	if !bed.Wait(30*time.Second, answers) {
+		t.Error("no answer through the tunnel")
+	}
+	ns.Run(t, "ip", "-n", "physical", "link", "del", "eth0")
+	if !wait(30*time.Second, func() bool {
+		return strings.Contains(ns.Try(exec.Command("wg-quickns", "status", "wg0")).Stdout, "interface eth0 is gone")
+	}) {
+		t.Error("status does not say that eth0 is gone")
+	}
+	begin := time.Now()
+	ns.Run(t, "bash", "-euc", `kill $(cat /run/far-eth0.pid); while pgrep -F /run/far-eth0.pid; do sleep 0.1; done
+		ip link add eth0 address 02:00:00:00:00:01 type veth peer name eth0 netns far
+		ip -n far addr add 192.0.2.1/24 dev eth0; ip -n far addr add 192.0.2.10/24 dev eth0; ip -n far link set eth0 up
+		bash -eu /run/serve eth0 192.0.2`)
+	if !wait(patience, answers) {
+		t.Errorf("no answer through the tunnel again:\n%s", ns.Run(t, "bash", "-c", "wg-quickns status; ip -n physical addr; ip -n physical route; ip addr")+journal(t))
+	}
+	took := time.Since(begin)
+	now := ""
+	same := func() bool { now = m.contents(t); return now == content }
+	if !wait(patience, same) {
+		t.Errorf("the managers before and after it was plugged in again:\n%s", diff(content, now))
+	}
+	asked(t, "down", "wg0")
+	if !wait(patience, same) {
+		t.Errorf("the managers at home:\n%s", diff(content, now))
+	}
+	if !wait(patience, func() bool { return ns.Try(exec.Command("ping", "-nqc1", "-W1", "-I", "eth0", "192.0.2.1")).Code == 0 }) {
+		t.Error("no answer by eth0 at home")
+	}
+	t.Logf("plugged in again, first answer after %.1f s", took.Seconds())
 }
 
 func (m manager) active(t *testing.T, when string) {
