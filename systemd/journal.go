@@ -30,14 +30,14 @@ func Journaled() bool {
 func Log(p Priority, message string, fields map[string]string) error {
 	// Whose entry it is the journal looks up only when it reads it, and this process may
 	// have ended by then. What root says of a unit counts as of it (systemd.journal-fields(7)).
-	if unit := ownUnit(); unit != "" {
+	if unit := Unit(); unit != "" {
 		fields["OBJECT_SYSTEMD_UNIT"] = unit
 	}
 	return journal.Send(message, p, fields)
 }
 
-// ownUnit is the unit that this process belongs to, by its control group; "" for none.
-func ownUnit() string {
+// Unit is the unit that this process belongs to, by its control group; "" for none.
+func Unit() string {
 	text, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return ""

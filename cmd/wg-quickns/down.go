@@ -10,6 +10,7 @@ import (
 	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/plan"
 	"wg-quickns/strategies"
+	"wg-quickns/systemd"
 )
 
 // down undoes what up did, from the record of up; an interface without a record
@@ -57,7 +58,12 @@ func (a app) down(ctx context.Context, arg string) error {
 				return err
 			}
 		}
-		if !is {
+		switch {
+		case is:
+		case systemd.Unit() == "wg-quickns@"+s.name+".service": // somebody has taken it down under its unit
+			s.say("`%s' is down already", s.name)
+			return nil
+		default:
 			return s.notWireGuard()
 		}
 		if err := s.adopt(ctx); err != nil {

@@ -32,6 +32,8 @@ const (
 	lookupTime = 4 * time.Second // for a name
 	lookups    = 16              // at once
 	lookRetry  = time.Second     // after a look that failed
+	// upAgain is how long a tunnel that was taken down by hand may stay so until its unit ends.
+	upAgain = 5 * time.Second
 	// hookEnds is what a shell may take to end that was told to leave the guard running.
 	hookEnds = 2 * time.Second
 )
@@ -40,7 +42,8 @@ const guardUsage = "usage: guard [--leave | --unit] INTERFACE"
 
 // guard keeps a tunnel's surroundings as `up` made them, until `down` or a signal. With
 // --leave it does not clean up when the interface is gone, but ends with an exit status
-// of its own; with --unit likewise, and does nothing else where the tunnel needs no guard.
+// of its own, as it does when somebody else took the tunnel down and it stays so; with
+// --unit likewise, and does nothing else where the tunnel needs no guard.
 func (a app) guard(ctx context.Context, args []string) error {
 	leave, unit := len(args) == 2 && args[0] == "--leave", len(args) == 2 && args[0] == "--unit"
 	if len(args) == 0 || len(args) > 2 || len(args) == 2 && !leave && !unit || strings.HasPrefix(args[len(args)-1], "-") {
@@ -64,11 +67,7 @@ func (a app) guard(ctx context.Context, args []string) error {
 		a.say("%v; its record of `up' is used instead", configErr)
 	}
 	defer g.unwatch()
-	defer func() {
-		if g.lock != nil {
-			g.lock.Close()
-		}
-	}()
+	defer g.release()
 	alive, stop := context.WithCancel(context.Background())
 	defer stop()
 	beat := systemd.Watchdog()
@@ -156,6 +155,7 @@ type guard struct {
 	index    int           // the interface
 	lock     *journal.Lock // says that there is a guard
 	begun    bool
+	down     time.Time // when it was first seen down, zero while it is up
 	watched  strategies.Place
 	space    plan.NS                          // where the tunnel is
 	there    os.FileInfo                      // of space, nil for the guard's own
@@ -188,6 +188,14 @@ func (g *guard) unwatch() {
 	}
 }
 
+// release lets another be the tunnel's guard.
+func (g *guard) release() {
+	if g.lock != nil {
+		g.lock.Close()
+		g.lock = nil
+	}
+}
+
 // round is a look, and a pause after it that bounds what looking costs.
 func (g *guard) round(ctx context.Context) (wait time.Duration, done bool, err error) {
 	begin := time.Now()
@@ -214,10 +222,21 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 		g.pulse.Works(time.Now())
 		g.trace(commands)
 	}
-	if s.log.State() != journal.Complete {
-		if !g.begun {
-			return 0, true, fmt.Errorf("`%s' is not up by a record of %s: there is nothing to guard", g.name, g.program)
-		}
+	switch {
+	case s.log.State() == journal.Complete:
+		g.down = time.Time{}
+	case g.leave && g.down.IsZero():
+		g.release()
+		g.begun, g.vanished, g.down = false, false, time.Now()
+		return upAgain, false, nil
+	case g.leave && time.Since(g.down) < upAgain:
+		return upAgain - time.Since(g.down), false, nil
+	case g.leave:
+		g.say("`%s' is down: nothing is left to guard", g.name)
+		return 0, true, statusError(statusNotUp)
+	case !g.begun:
+		return 0, true, fmt.Errorf("`%s' is not up by a record of %s: there is nothing to guard", g.name, g.program)
+	default:
 		g.say("`%s' is down: nothing is left to guard", g.name)
 		return 0, true, nil
 	}

@@ -170,6 +170,7 @@ func TestTab(t *testing.T) {
 		"wg-quickns plan up of⇥":                   "plan up office",
 		"wg-quickns check --res⇥ office ho⇥":       "check --resolve office home",
 		"wg-quickns completion f⇥":                 "completion fish",
+		"wg-quickns guard --le⇥ tun⇥":              "guard --leave tunnel7",
 		"wg-quickns exec --namespace bo⇥ -- unam⇥": "exec --namespace boxes -- uname",
 		"wg-quickns exec --bi⇥ tun⇥ -- ls oth⇥":    "exec --birth tunnel7 -- ls other.txt",
 		"wg-quickns exec --namespace=bo⇥ t⇥":       "exec --namespace=boxes tunnel7",

@@ -186,6 +186,15 @@ func TestServiceGuard(t *testing.T) {
 	if got := active("wg-quickns@unit"); got != "active" {
 		t.Errorf("the tunnel is %s", got)
 	}
+	// down by hand, and up again: that is guarded too
+	ns.Run(t, "bash", "-c", "wg-quickns down unit; wg-quickns up unit; ip route del 0.0.0.0/1 dev unit")
+	if !bed.Wait(10*time.Second, halves) {
+		t.Error("the guard does not repair what is up again")
+	}
+	ns.Run(t, "wg-quickns", "down", "unit")
+	unitIs(t, "wg-quickns@unit", "inactive")
+	ns.Run(t, "systemctl", "start", "wg-quickns@unit")
+	unitIs(t, "wg-quickns-guard@unit", "active")
 	ns.Run(t, "ip", "link", "del", "unit")
 	unitIs(t, "wg-quickns@unit", "inactive")
 	same(t, before, state(t))
