@@ -110,6 +110,30 @@ func TestGuardLives(t *testing.T) {
 	took.report(t, "undone")
 }
 
+// TestUnit: the guard of a unit guards what was taken down by hand and is up again, and
+// says that it is down when it stays so.
+func TestUnit(t *testing.T) {
+	w := newWorld(t, "", lan)
+	w.serve()
+	w.client("RoutingStrategy = override", "0.0.0.0/0", endpointOf(false))
+	w.up("wg0")
+	guard := w.guard("--unit")
+	for range 2 {
+		w.down("wg0")
+		time.Sleep(time.Second)
+		w.up("wg0")
+	}
+	w.host.Run("ip", "route", "del", "0.0.0.0/1", "dev", "wg0")
+	if !bed.Wait(5*time.Second, func() bool { return strings.Contains(w.host.Run("ip", "route"), "0.0.0.0/1 dev wg0") }) {
+		t.Errorf("what is up again is not guarded:\n%s", guard.text())
+	}
+	w.down("wg0")
+	guard.cmd.Wait()
+	if code := guard.cmd.ProcessState.ExitCode(); code != 3 || !strings.Contains(guard.text(), "is down: nothing is left to guard") {
+		t.Errorf("the guard ended with %d:\n%s", code, guard.text())
+	}
+}
+
 // TestFight: against who undoes the same thing in a loop the guard gives up, and says so.
 func TestFight(t *testing.T) {
 	w := newWorld(t, "", lan)

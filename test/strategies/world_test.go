@@ -448,9 +448,9 @@ func (p *process) end(sig syscall.Signal) int {
 }
 
 // guard starts the guard and waits until it guards.
-func (w *world) guard() *process {
+func (w *world) guard(options ...string) *process {
 	w.t.Helper()
-	p := start(w.t, w.host, w.program, "guard", "wg0")
+	p := start(w.t, w.host, append(append([]string{w.program, "guard"}, options...), "wg0")...)
 	if !bed.Wait(10*time.Second, func() bool { return strings.Contains(p.text(), "guarding `wg0'") }) {
 		w.t.Fatalf("the guard does not start:\n%s", p.text())
 	}
