@@ -93,16 +93,10 @@ func TestVanishesWiFi(t *testing.T) {
 		return ns.Run(t, "bash", "-ec", "at() { ip -n "+at+` "$@"; }
 			at -br addr show uplink; at route; at -6 route | grep -v fe80; pgrep -xa wpa_supplicant | cut -d' ' -f2-`)
 	}
-	reaches := func(at string) {
-		t.Helper()
-		if r := ns.Try(exec.Command("ip", "netns", "exec", at, "ping", "-c1", "-w60", "192.0.2.1")); r.Code != 0 {
-			t.Errorf("no answer in %s: %s%s\n%s", at, r.Stdout, r.Stderr, look(at))
-		}
-	}
-	reaches("bed")
+	w.reaches("bed")
 	before := look("bed")
 	w.up()
-	reaches("physical")
+	w.reaches("physical")
 	away := look("physical")
 	guard := w.guard()
 	physical := *w.NS
@@ -128,7 +122,7 @@ func TestVanishesWiFi(t *testing.T) {
 		if !bed.Wait(10*time.Second, func() bool { return strings.HasSuffix(guard.Says(), "-P /run/wpa.pid\n") }) {
 			t.Fatalf("the guard says: %s\n%s", guard.Says(), w.away("link"))
 		}
-		reaches("physical")
+		w.reaches("physical")
 		if now := look("physical"); now != away {
 			t.Errorf("away now\n%sand before\n%s", now, away)
 		}
@@ -137,7 +131,7 @@ func TestVanishesWiFi(t *testing.T) {
 	if r := guard.Wait(); r.Code != 0 {
 		t.Errorf("guard: %s", r)
 	}
-	reaches("bed")
+	w.reaches("bed")
 	if now := look("bed"); now != before {
 		t.Errorf("at home now\n%sand before\n%s", now, before)
 	}
