@@ -141,7 +141,8 @@ func press(t *testing.T, dir string, shell int, user uint32, line string) (got, 
 	}
 	seen.Reset()
 	say(strings.ReplaceAll(line, "⇥", "\t"))
-	say("\x05 >answer\x01printf '<%s>' \r") // at the line's end and at its beginning
+	// At the line's end and at its beginning. fish writes the words one by one.
+	say("\x05 >answer.new; mv answer.new answer\x01printf '<%s>' \r")
 	var text []byte
 	if !wait(func() bool {
 		text, err = os.ReadFile(answer)

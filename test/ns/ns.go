@@ -33,7 +33,11 @@ func New(t testing.TB, name string) *NS {
 	n := &NS{name, t}
 	Run(t, "ip", "netns", "add", name)
 	t.Cleanup(func() {
-		for _, p := range processes(n.Path()) {
+		left := processes(n.Path())
+		for end := time.Now().Add(2 * time.Second); len(left) > 0 && time.Now().Before(end); left = processes(n.Path()) {
+			time.Sleep(10 * time.Millisecond) // a userspace WireGuard closes its socket first, and then ends
+		}
+		for _, p := range left {
 			t.Errorf("process left in namespace %s: %s", name, p)
 		}
 		Run(t, "ip", "netns", "del", name)
