@@ -247,7 +247,10 @@ func undoResolv(s plan.Resolv, text string) error {
 			return fmt.Errorf("take back %s: %w", s.Path, err)
 		}
 		defer c.close()
-		i := c.find(text)
+		i := -1
+		if !kept(s) { // which claimed nothing, though another's claim may be the same text
+			i = c.find(text)
+		}
 		if i < 0 && len(c.Texts) > 0 || i >= 0 && i < len(c.Texts)-1 {
 			if i >= 0 {
 				c.Texts = slices.Delete(c.Texts, i, i+1)

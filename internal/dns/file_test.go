@@ -280,6 +280,35 @@ func TestResolvKeptBeside(t *testing.T) {
 	}
 }
 
+// TestResolvKeptEmpty: what the guard keeps for an interface that was plugged in is what up
+// wrote, without a server too, and up's own step takes it away.
+func TestResolvKeptEmpty(t *testing.T) {
+	root := t.TempDir()
+	file := root + "/netns/blue/resolv.conf"
+	write(t, root+"/netns/other", "")
+	before := mirror(t, root)
+	for range 2 {
+		first := plan.Resolv{Path: file, Shared: true}
+		var err error
+		if first.Old, first.MadeDirs, err = OwnResolv(file); err != nil {
+			t.Fatal(err)
+		}
+		do(t, first)
+		later := plan.Resolv{Path: file, Shared: true}
+		if later.Old, later.MadeDirs, err = ReadResolv(file); err != nil || later.Old == nil {
+			t.Fatal(later.Old, err)
+		}
+		do(t, later)
+		for _, s := range []plan.Resolv{later, first} {
+			s.Delete = true
+			do(t, s)
+		}
+		if after := mirror(t, root); after != before {
+			t.Errorf("after:\n%s\nbefore:\n%s", after, before)
+		}
+	}
+}
+
 func TestResolvRefuses(t *testing.T) {
 	dir := t.TempDir()
 	target := dir + "/target"
