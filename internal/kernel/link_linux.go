@@ -36,6 +36,31 @@ func served(name string) bool {
 	return true
 }
 
+// server holds the program that serves an interface, so that its end can be waited
+// for; nil where that cannot be told: whoever began to listen (unix(7), SO_PEERCRED)
+// may have been its parent, as with wireguard-go.
+func server(name string) *os.File {
+	c, err := net.DialTimeout("unix", uapiPath(name), time.Second)
+	if err != nil {
+		return nil
+	}
+	defer c.Close()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return nil
+	}
+	pidfd := -1
+	raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil && cred.Pid > 0 {
+			pidfd, _ = unix.PidfdOpen(int(cred.Pid), 0)
+		}
+	})
+	if pidfd < 0 {
+		return nil
+	}
+	return os.NewFile(uintptr(pidfd), name)
+}
+
 func noLink(name string) error {
 	return fmt.Errorf("interface %s: %w", name, unix.ENODEV)
 }
@@ -219,6 +244,8 @@ func (d *Doer) WireGuards(ns plan.NS) ([]string, error) {
 const (
 	startWait = 5 * time.Second
 	endWait   = 2 * time.Second
+	// processEnd is what the rest of the program may take after its socket is closed.
+	processEnd = time.Second
 )
 
 // until polls ok, for so long at most: often at first, as a program starts and
@@ -287,7 +314,12 @@ func (d *Doer) deleteLink(ctx context.Context, sp *space, s plan.Link) error {
 	if err != nil {
 		return err
 	}
+	var program *os.File
 	if ours {
+		if l.Type == "tun" {
+			program = server(s.Name)
+			defer program.Close()
+		}
 		err = sp.one(ctx, true, func(m *message) (typ, flags uint16) { return m.putLinkDelete(l.Index) })
 		if err != nil || l.Type == "wireguard" {
 			return err
@@ -297,7 +329,14 @@ func (d *Doer) deleteLink(ctx context.Context, sp *space, s plan.Link) error {
 	} else if _, taken, err := sp.linkByName(s.Name); err != nil || taken {
 		return err
 	}
-	return removeSockets(ctx, s.Name)
+	err = removeSockets(ctx, s.Name)
+	if program != nil {
+		until(ctx, processEnd, func() (bool, error) {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(program.Fd()), Events: unix.POLLIN}}, 0)
+			return n > 0, err
+		})
+	}
+	return err
 }
 
 // removeSockets is removeSocket for a name and its temporary names.
