@@ -78,14 +78,13 @@ func TestLeftovers(t *testing.T) {
 		Run(t, "ip", "link", "del", "left0")
 		Run(t, "ip", "netns", "del", "left")
 	}()
-	// The arguments are there a moment after execve has closed the pipe that Start waits for (fs/binfmt_elf.c).
-	for args := fmt.Sprintf("/proc/%d/cmdline", sleep.Process.Pid); ; time.Sleep(time.Millisecond) {
-		if b, err := os.ReadFile(args); err != nil || len(b) > 0 {
-			break
-		}
-	}
+	process := fmt.Sprintf("process %d ", sleep.Process.Pid)
 	got := strings.Join(Leftovers(), "\n")
-	for _, want := range []string{"namespace /run/netns/left", fmt.Sprintf("process %d ", sleep.Process.Pid), "link left0", "link left1"} {
+	// The arguments are there a moment after execve has closed the pipe that Start waits for (fs/binfmt_elf.c).
+	for end := time.Now().Add(5 * time.Second); !strings.Contains(got, process) && time.Now().Before(end); got = strings.Join(Leftovers(), "\n") {
+		time.Sleep(time.Millisecond)
+	}
+	for _, want := range []string{"namespace /run/netns/left", process, "link left0", "link left1"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q not noticed in:\n%s", want, got)
 		}
