@@ -150,23 +150,7 @@ func TestReplaced(t *testing.T) {
 // is made.
 func TestReplacedMeanwhile(t *testing.T) {
 	n := blue(t, map[string]string{"resolv.conf": "nameserver 10.0.0.53\n"})
-	stop, stopped := make(chan bool), make(chan bool)
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				os.Remove("/etc/turning")
-				return
-			default:
-				os.WriteFile("/etc/turning.new", nil, 0o644)
-				os.Rename("/etc/turning.new", "/etc/turning")
-				os.Symlink("hosts", "/etc/turning.new")
-				os.Rename("/etc/turning.new", "/etc/turning")
-			}
-		}
-	}()
-	defer func() { close(stop); <-stopped }()
+	ns.Turning(t, "/etc/turning")
 	for range 50 {
 		if got := in(t, n.Path(), "cat /etc/resolv.conf"); got != (ns.Result{Stdout: "nameserver 10.0.0.53\n"}) {
 			t.Fatalf("got %+v", got)

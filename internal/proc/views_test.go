@@ -238,23 +238,7 @@ func TestViewsKeep(t *testing.T) {
 // TestViewsMeanwhile: a file becomes a link, and back, while the views are made.
 func TestViewsMeanwhile(t *testing.T) {
 	p := ns.New(t, "physical")
-	stop, stopped := make(chan bool), make(chan bool)
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				os.Remove("/etc/turning")
-				return
-			default:
-				os.WriteFile("/etc/turning.new", nil, 0o644)
-				os.Rename("/etc/turning.new", "/etc/turning")
-				os.Symlink("hosts", "/etc/turning.new")
-				os.Rename("/etc/turning.new", "/etc/turning")
-			}
-		}
-	}()
-	defer func() { close(stop); <-stopped }()
+	ns.Turning(t, "/etc/turning")
 	for range 20 {
 		if err := proc.MountViews(p.Path(), viewsDir); err != nil {
 			t.Fatal(err)

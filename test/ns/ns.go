@@ -161,6 +161,27 @@ func run(t testing.TB, c *exec.Cmd) string {
 	return r.Stdout
 }
 
+// Turning replaces a file by a link, and that by a file, all the time until the test ends.
+func Turning(t testing.TB, path string) {
+	stop, stopped := make(chan bool), make(chan bool)
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				os.Remove(path)
+				return
+			default:
+				os.WriteFile(path+".new", nil, 0o644)
+				os.Rename(path+".new", path)
+				os.Symlink("hosts", path+".new")
+				os.Rename(path+".new", path)
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-stopped })
+}
+
 // processes lists the processes of one network namespace, or with "" all,
 // PID 1 and the caller left out.
 func processes(netns string) []string {
