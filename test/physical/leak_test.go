@@ -346,55 +346,78 @@ func TestPluggedIn(t *testing.T) {
 	w.report()
 }
 
+// lease is an address that the uplink has of dnsmasq, by dhcpcd.
+type lease struct {
+	w      *leaky
+	dir    string
+	server *exec.Cmd
+}
+
+func (w *leaky) lease() *lease {
+	l := &lease{w: w, dir: w.t.TempDir()}
+	err := os.WriteFile(l.dir+"/dhcpcd.conf", []byte("duid\nnoarp\nnodelay\nnoipv6\nnoipv4ll\nscript /bin/true\noption classless_static_routes, static_routes, routers\n"), 0o600)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { bed.End(l.server) })
+	return l
+}
+
+// serve starts the server, which gives these routes besides the default.
+func (l *lease) serve(routes string) {
+	l.w.t.Helper()
+	if l.server != nil {
+		bed.End(l.server)
+	}
+	l.server = l.w.Far.Cmd("dnsmasq", "-C", "/dev/null", "-d", "-R", "-h", "-p0", "-i", "uplink", "-z", "--dhcp-authoritative",
+		"--dhcp-range=192.0.2.2,192.0.2.2,2m", "--dhcp-leasefile="+l.dir+"/leases", "--dhcp-option=3,192.0.2.1", "--dhcp-option=121,0.0.0.0/0,192.0.2.1"+routes)
+	if err := l.server.Start(); err != nil {
+		l.w.t.Fatal(err)
+	}
+}
+
+// client runs dhcpcd where the uplink is.
+func (l *lease) client(args ...string) {
+	l.w.t.Helper()
+	at := l.w.NS.Name
+	if l.w.NS.Try("ip", "link", "show", "uplink").Code != 0 {
+		at = "physical"
+	}
+	ns.Run(l.w.t, append([]string{"ip", "netns", "exec", at, "dhcpcd", "-4", "-q", "-f", l.dir + "/dhcpcd.conf"}, args...)...)
+}
+
+// end ends dhcpcd at home: 9.4 does not always end when it is told to.
+func (l *lease) end() {
+	l.w.t.Helper()
+	for _, pid := range strings.Fields(ns.Run(l.w.t, "ip", "netns", "pids", l.w.NS.Name)) {
+		if comm, _ := os.ReadFile("/proc/" + pid + "/comm"); string(comm) == "dhcpcd\n" {
+			_ = exec.Command("kill", "-9", pid).Run() // it may end with another of them
+		}
+	}
+}
+
 // TestHostileDHCP: routes that a DHCP server gives (option 121, RFC 3442) lead nothing past
 // the tunnel: they are in the physical namespace.
 func TestHostileDHCP(t *testing.T) {
 	w := newLeaky(t, nil)
-	dir := t.TempDir()
-	conf := dir + "/dhcpcd.conf"
-	if err := os.WriteFile(conf, []byte("duid\nnoarp\nnoipv6\nnoipv4ll\nscript /bin/true\noption classless_static_routes, static_routes, routers\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var server *exec.Cmd
-	serve := func(routes string) {
-		if server != nil {
-			bed.End(server)
-		}
-		server = w.Far.Cmd("dnsmasq", "-C", "/dev/null", "-d", "-R", "-h", "-p0", "-i", "uplink", "-z", "--dhcp-authoritative",
-			"--dhcp-range=192.0.2.2,192.0.2.2,2m", "--dhcp-leasefile="+dir+"/leases", "--dhcp-option=3,192.0.2.1", "--dhcp-option=121,0.0.0.0/0,192.0.2.1"+routes)
-		if err := server.Start(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	defer func() { bed.End(server) }()
-	client := func(args ...string) { // where the uplink is
-		at := w.NS.Name
-		if w.NS.Try("ip", "link", "show", "uplink").Code != 0 {
-			at = "physical"
-		}
-		ns.Run(t, append([]string{"ip", "netns", "exec", at, "dhcpcd", "-4", "-q", "-f", conf}, args...)...)
-	}
+	l := w.lease()
 	for range trials() {
-		serve("")
+		l.serve("")
 		w.NS.Run("bash", "-ec", "ip -4 addr flush dev uplink; ip addr replace 2001:db8::2/64 dev uplink nodad; ip -6 route replace default via 2001:db8::1")
-		client("-w", "uplink")
+		l.client("-w", "uplink")
 		w.control()
 		w.up()
 		w.during("leased", w.works)
-		serve(",203.0.113.0/24,192.0.2.1,0.0.0.0/1,192.0.2.1,128.0.0.0/1,192.0.2.1,10.77.0.0/24,192.0.2.1")
+		l.serve(",203.0.113.0/24,192.0.2.1,0.0.0.0/1,192.0.2.1,128.0.0.0/1,192.0.2.1,10.77.0.0/24,192.0.2.1")
 		w.during("renew with hostile routes", func() {
-			client("-N", "uplink")
+			l.client("-N", "uplink")
 			if !bed.Wait(10*time.Second, func() bool { return strings.Contains(w.away("route"), "203.0.113.0/24 via 192.0.2.1") }) {
 				t.Errorf("the client does not take the routes:\n%s", w.away("route"))
 			}
 			w.works()
 		})
 		w.down("down", 0)
-		for _, pid := range strings.Fields(ns.Run(t, "ip", "netns", "pids", w.NS.Name)) { // dhcpcd 9.4 does not always end when it is told to
-			if comm, _ := os.ReadFile("/proc/" + pid + "/comm"); string(comm) == "dhcpcd\n" {
-				_ = exec.Command("kill", "-9", pid).Run() // it may end with another of them
-			}
-		}
+		l.end()
 		w.NS.Run("bash", "-ec", "ip link set uplink up; ip -4 addr flush dev uplink; ip addr replace 192.0.2.2/24 dev uplink; ip route replace default via 192.0.2.1")
 	}
 	w.NS.Run("bash", "-ec", "ip addr replace 2001:db8::2/64 dev uplink nodad; ip -6 route replace default via 2001:db8::1")
