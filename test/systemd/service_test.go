@@ -106,6 +106,28 @@ func TestServiceWaits(t *testing.T) {
 	same(t, before, state(t))
 }
 
+// TestServiceLate: with the manual's drop-in, a start waits for an interface that is still to come, and
+// the tunnel stays though that goes where systemd does not see it.
+func TestServiceLate(t *testing.T) {
+	before := state(t)
+	tunnel(t, "RoutingStrategy = physical-netns\nPhysicalInterfaces = eth0, late\nPhysicalServices = none", "192.0.2.1:51820")
+	ns.Run(t, "bash", "-ec", `mkdir -p /run/systemd/system/wg-quickns@unit.service.d
+printf '[Unit]\nWants=sys-subsystem-net-devices-late.device\nAfter=sys-subsystem-net-devices-late.device\n' >/run/systemd/system/wg-quickns@unit.service.d/late.conf
+systemctl daemon-reload; systemctl start --no-block wg-quickns@unit`)
+	time.Sleep(2 * time.Second)
+	if now := active("wg-quickns@unit"); now != "inactive" {
+		t.Errorf("before its interface is there the unit is %s", now)
+	}
+	ns.Run(t, "ip", "link", "add", "late", "type", "veth", "peer", "name", "late", "netns", "far")
+	unitIs(t, "wg-quickns@unit", "active")
+	ns.Run(t, "ip", "-n", "physical", "link", "show", "late")
+	time.Sleep(2 * time.Second)
+	unitIs(t, "wg-quickns@unit", "active")
+	ns.Run(t, "systemctl", "stop", "wg-quickns@unit")
+	ns.Run(t, "bash", "-ec", "ip link delete late; rm -r /run/systemd/system/wg-quickns@unit.service.d; systemctl daemon-reload")
+	same(t, before, state(t))
+}
+
 // TestSwitch: from the reference's unit to ours and back, by starting the other, with the
 // same file. Its unit is one that takes its time, and cannot start while ours is there.
 func TestSwitch(t *testing.T) {
