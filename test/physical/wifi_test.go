@@ -24,6 +24,21 @@ func TestNothingLeavesWiFi(t *testing.T) {
 	}).nothingLeaves()
 }
 
+// TestLifeWiFi: a phy goes away with its supplicant, which joins its network there, and both come home.
+func TestLifeWiFi(t *testing.T) {
+	w := newWorld(t, "")
+	w.wifi()
+	w.before = w.take()
+	w.wants(0, "[#] iw phy wgqstation set netns name physical", "up", "wg0")
+	if out := w.NS.Run("ip", "-br", "link"); strings.Contains(out, "uplink") {
+		t.Errorf("links at home:\n%s", out)
+	}
+	w.reaches("physical")
+	w.wants(0, "iw phy wgqstation set netns 1", "down", "wg0")
+	w.home()
+	w.reaches(w.NS.Name)
+}
+
 // TestComesHomeWiFi is TestComesHome by Wi-Fi.
 func TestComesHomeWiFi(t *testing.T) {
 	w := newWorld(t, "")
