@@ -75,6 +75,22 @@ func Newcomers(cfg *confparse.Config, all []facts.Interface, ready func(index in
 	})
 }
 
+// Namesakes parts from what is at home what has the name of an interface that is there,
+// away from home: by that name no second one can be moved, nor told from the first. One
+// that a twin stands in for is no namesake of it, and moves no more either.
+func Namesakes(all, there []facts.Interface) (rest, namesakes []facts.Interface) {
+	for _, l := range all {
+		i := slices.IndexFunc(there, func(o facts.Interface) bool { return o.Alias == plan.AwayAlias(l) })
+		switch {
+		case i < 0:
+			rest = append(rest, l)
+		case !l.Twin || l.Kind != there[i].Kind:
+			namesakes = append(namesakes, l)
+		}
+	}
+	return rest, namesakes
+}
+
 // Returned is for what went and is at home again, as a USB device that was pulled out and
 // plugged in: the standing steps that take it away once more and give it what it had there,
 // and start those again that are for it alone. Who configures all there are sees it come.

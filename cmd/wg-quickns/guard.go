@@ -173,6 +173,7 @@ type guard struct {
 	fights   engine.Fights
 	vanished bool
 	lost     []string // interfaces that were away and are gone
+	held     []string // interfaces at home that have the name of one that is away
 	unnamed  int      // looks in a row that found one that udev has not done with
 	pulse    engine.Pulse
 }
@@ -405,6 +406,9 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 			}
 		}
 		g.lost = lost
+		if err := g.hold(ctx, s); err != nil {
+			return err
+		}
 		fresh, err := s.newcomers(ctx, rep.Again)
 		if err != nil {
 			return err
@@ -429,7 +433,34 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 		return !r.Gateway.Is6() || !r.Dst.IsSingleIP() || !slices.ContainsFunc(g.ends, func(e netip.AddrPort) bool { return e.Addr() == r.Dst.Addr() })
 	})
 	g.moves = nil
-	return errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost) > 0), s.log.Compact())
+	return errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost)+len(g.held) > 0), s.log.Compact())
+}
+
+// hold keeps down what cannot be moved as one of its name is away already. That is not
+// recorded, as there is nothing to undo: whoever gives it another name brings it up.
+func (g *guard) hold(ctx context.Context, s *session) error {
+	_, namesakes, err := s.atHome(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	var hold plan.Hold
+	for _, l := range namesakes {
+		if !slices.Contains(g.held, l.Name) {
+			g.say("interface `%s' has the name of one that is away, and is kept down (hint: rename it, or pull it out)", l.Name)
+		}
+		names = append(names, l.Name)
+		if l.Up {
+			hold.Links = append(hold.Links, l.Name)
+		}
+	}
+	g.held = names
+	if len(hold.Links) == 0 {
+		return nil
+	}
+	g.trace(plan.Trace(s.place.Target, hold))
+	_, err = s.kernel.Do(ctx, s.local(s.place.Target), hold)
+	return err
 }
 
 // note tells status what stays wrong, or that nothing does any more.

@@ -113,9 +113,23 @@ func (s *session) away(ctx context.Context, list []facts.Interface) ([]plan.Acti
 	return strategies.Physical(list, h, s.place.Place), nil
 }
 
+// atHome lists the interfaces at home: those that may move, and strategies.Namesakes, which
+// must not be a way out either, once udev has done with them.
+func (s *session) atHome(ctx context.Context) (all, namesakes []facts.Interface, err error) {
+	if all, err = s.kernel.Interfaces(ctx, s.local(s.place.Target)); err != nil || s.gone(s.place.Birth) {
+		return all, nil, err
+	}
+	there, err := s.kernel.Interfaces(ctx, s.local(s.place.Birth))
+	if err != nil {
+		return nil, nil, err
+	}
+	all, namesakes = strategies.Namesakes(all, there)
+	return all, slices.DeleteFunc(namesakes, func(l facts.Interface) bool { return !s.named(l.Index) }), nil
+}
+
 // returned finds what is to be taken away again, and who has it at home.
 func (s *session) returned(ctx context.Context, entries []journal.Entry) ([]strategies.Standing, error) {
-	all, err := s.kernel.Interfaces(ctx, s.local(s.place.Target))
+	all, _, err := s.atHome(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +185,7 @@ func (s *session) newcomers(ctx context.Context, again []strategies.Standing) ([
 	if cfg == nil {
 		cfg = &confparse.Config{}
 	}
-	all, err := s.kernel.Interfaces(ctx, s.local(s.place.Target))
+	all, _, err := s.atHome(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -293,6 +293,15 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 	for _, name := range lost {
 		wrong = append(wrong, "interface "+name+" is gone (hint: was it pulled out?)")
 	}
+	if s.place.Bare {
+		_, namesakes, err := s.atHome(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range namesakes {
+			wrong = append(wrong, "interface "+l.Name+" has the name of one that is away (hint: guard keeps it down; rename it, or pull it out)")
+		}
+	}
 	add := func(text string, ns plan.NS, do plan.Step) {
 		c := plan.Trace(ns, do)
 		if len(c) > 1 {

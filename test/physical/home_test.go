@@ -341,6 +341,41 @@ func TestGuard(t *testing.T) {
 	w.home()
 }
 
+// TestNamesake: what is plugged in with the name of an interface that is away takes nothing
+// from that, is kept down, and in the way of down only.
+func TestNamesake(t *testing.T) {
+	w := newWorld(t, "PhysicalInterfaces = uplink\n")
+	w.up()
+	mac := strings.TrimSpace(w.away("-br", "link", "show", "uplink"))
+	guard := w.guard()
+	time.Sleep(hold)
+	w.NS.Run("bash", "-ec", `ip link add uplink type veth peer name other; ip link set other up; sleep 0.5 # down at first, as the kernel has it
+		for i in $(seq 12); do ip link set uplink up; sleep 0.05; done; ip route replace 203.0.113.0/24 dev uplink || true`)
+	const held = "interface `uplink' has the name of one that is away, and is kept down"
+	if !bed.Wait(5*time.Second, func() bool {
+		return strings.Contains(guard.Says(), held) && !strings.Contains(w.NS.Run("ip", "link", "show", "uplink"), ",UP")
+	}) {
+		t.Errorf("it is up:\n%s", w.NS.Run("ip", "link"))
+	}
+	time.Sleep(hold)
+	if now := strings.TrimSpace(w.away("-br", "link", "show", "uplink")); now != mac {
+		t.Errorf("the one that is away: %s, and was %s", now, mac)
+	}
+	if out := w.away("route"); !strings.Contains(out, "default via 192.0.2.1 dev uplink") {
+		t.Errorf("routes away:\n%s", out)
+	}
+	w.reaches("physical")
+	w.wants(4, "wg0: interface uplink has the name of one that is away", "status", "wg0")
+	guard.Signal(syscall.SIGTERM)
+	if r := guard.Wait(); r.Code != 0 || strings.Count(r.Output, held) != 1 || strings.Contains(r.Output, "netns") {
+		t.Errorf("guard: %s", r)
+	}
+	w.wants(1, "another has that name", "down", "wg0")
+	w.NS.Run("ip", "link", "del", "uplink")
+	w.wants(0, "netns 1", "down", "wg0")
+	w.home()
+}
+
 // TestRefused: what cannot be is said before anything is done.
 func TestRefused(t *testing.T) {
 	w := newWorld(t, "")
