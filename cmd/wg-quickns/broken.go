@@ -40,15 +40,7 @@ func (s *session) broken(ctx context.Context, moves ...engine.Answer) (strategie
 			hosts = append(hosts, v.Route.Dst)
 		}
 	}
-	rep := strategies.Guard(cfg, f, s.place.Place, standing(entries), s.log.Known(), hosts)
-	if s.place.Bare {
-		back, err := s.returned(ctx, entries)
-		if err != nil {
-			return strategies.Repair{}, nil, nil, err
-		}
-		rep.Again = append(rep.Again, back...)
-	}
-	return rep, entries, f, nil
+	return strategies.Guard(cfg, f, s.place.Place, standing(entries), s.log.Known(), hosts), entries, f, nil
 }
 
 // again are the entries of the journal that a repair does again, trimmed.

@@ -331,7 +331,7 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 	if err != nil {
 		return 0, false, err
 	}
-	again := slices.DeleteFunc(standing, func(e journal.Entry) bool { return !shut(e.Do) })
+	again := slices.DeleteFunc(slices.Clone(standing), func(e journal.Entry) bool { return !shut(e.Do) })
 	if len(again) > 0 && !s.gone(s.place.Target) {
 		if err := s.engine.Repair(ctx, engine.Repair{Again: again}); err != nil {
 			g.fail(err)
@@ -344,7 +344,7 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 			}
 			systemd.Status(g.name + " is gone; its kill switch holds until down")
 		}
-		return 0, false, nil
+		return g.plug(ctx, s, standing), false, nil
 	}
 	if s.place.Bare {
 		if !g.vanished {
@@ -352,7 +352,7 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 			g.say("`%s' is gone; the interfaces that it took away stay away until down", g.name)
 			systemd.Status(g.name + " is gone; nothing leaves until down")
 		}
-		return 0, false, nil
+		return g.plug(ctx, s, standing), false, nil
 	}
 	if g.leave {
 		g.say("`%s' is gone", g.name)
@@ -369,6 +369,38 @@ func (g *guard) gone(ctx context.Context, s *session) (time.Duration, bool, erro
 	return 0, true, s.engine.Down(ctx)
 }
 
+// plug moves what is plugged in while the interface is gone: until down it is no way out.
+func (g *guard) plug(ctx context.Context, s *session, entries []journal.Entry) time.Duration {
+	if !s.place.Bare || s.gone(s.place.Target) {
+		return 0
+	}
+	var rep strategies.Repair
+	err := g.plugged(ctx, s, entries, &rep)
+	rep = g.peace(s, rep)
+	g.worked = g.worked || len(rep.Again)+len(rep.New) > 0
+	err = errors.Join(err, s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries), New: rep.New}), s.log.Compact())
+	wait := g.named(s, engine.Wait(time.Now(), nil, g.fights))
+	if err == nil {
+		g.failed = 0
+		return wait
+	}
+	g.fail(err)
+	wait = engine.Retry(g.failed)
+	g.failed++
+	return wait
+}
+
+// named is when to look again where an interface waits for udev, else wait: the kernel does
+// not tell that udev has done.
+func (g *guard) named(s *session, wait time.Duration) time.Duration {
+	if !s.unnamed {
+		g.unnamed = 0
+	} else if again := engine.Retry(g.unnamed); wait == 0 || again < wait {
+		wait, g.unnamed = again, g.unnamed+1
+	}
+	return wait
+}
+
 // check repairs what is not as it should be, and then has names looked up.
 func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err error) {
 	target := s.local(s.place.Target)
@@ -381,13 +413,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	}
 	err = g.repair(ctx, s, target)
 	g.ask(ctx, s, target, list)
-	wait = g.next(s.strategy())
-	if !s.unnamed {
-		g.unnamed = 0
-	} else if again := engine.Retry(g.unnamed); wait == 0 || again < wait { // the kernel does not tell that udev has done
-		wait, g.unnamed = again, g.unnamed+1
-	}
-	return wait, err
+	return g.named(s, g.next(s.strategy())), err
 }
 
 func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
@@ -396,24 +422,9 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 		return err
 	}
 	if s.place.Bare {
-		lost, err := s.lost(ctx, entries, rep)
-		if err != nil {
+		if err := g.plugged(ctx, s, entries, &rep); err != nil {
 			return err
 		}
-		for _, name := range lost {
-			if !slices.Contains(g.lost, name) {
-				g.say("interface `%s' is gone (hint: was it pulled out? It is moved again when it is plugged in)", name)
-			}
-		}
-		g.lost = lost
-		if err := g.hold(ctx, s); err != nil {
-			return err
-		}
-		fresh, err := s.newcomers(ctx, rep.Again)
-		if err != nil {
-			return err
-		}
-		rep.New = append(rep.New, fresh...)
 	}
 	all := len(rep.Again) + len(rep.New)
 	rep = g.peace(s, rep)
@@ -434,6 +445,31 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 	})
 	g.moves = nil
 	return errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost)+len(g.held) > 0), s.log.Compact())
+}
+
+// plugged adds to a repair the moves of what was plugged in, and says what was pulled out.
+func (g *guard) plugged(ctx context.Context, s *session, entries []journal.Entry, rep *strategies.Repair) error {
+	back, err := s.returned(ctx, entries)
+	if err != nil {
+		return err
+	}
+	rep.Again = append(rep.Again, back...)
+	lost, err := s.lost(ctx, entries, *rep)
+	if err != nil {
+		return err
+	}
+	for _, name := range lost {
+		if !slices.Contains(g.lost, name) {
+			g.say("interface `%s' is gone (hint: was it pulled out? It is moved again when it is plugged in)", name)
+		}
+	}
+	g.lost = lost
+	if err := g.hold(ctx, s); err != nil {
+		return err
+	}
+	fresh, err := s.newcomers(ctx, rep.Again)
+	rep.New = append(rep.New, fresh...)
+	return err
 }
 
 // hold keeps down what cannot be moved as one of its name is away already. That is not

@@ -66,6 +66,13 @@ func (a app) reload(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
+	if s.place.Bare {
+		back, err := s.returned(ctx, entries)
+		if err != nil {
+			return err
+		}
+		rep.Again = append(rep.Again, back...)
+	}
 	return s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries)})
 }
 

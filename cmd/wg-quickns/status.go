@@ -285,6 +285,13 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.place.Bare {
+		back, err := s.returned(ctx, entries)
+		if err != nil {
+			return nil, err
+		}
+		rep.Again = append(rep.Again, back...)
+	}
 	lost, err := s.lost(ctx, entries, rep)
 	if err != nil {
 		return nil, err

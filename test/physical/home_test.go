@@ -317,7 +317,7 @@ func TestPulled(t *testing.T) {
 
 // TestGuard: it moves what is plugged in, and when the tunnel is gone it opens nothing.
 func TestGuard(t *testing.T) {
-	w := newWorld(t, "PhysicalInterfaces = uplink, late\n")
+	w := newWorld(t, "PhysicalInterfaces = uplink, late, last\n")
 	w.wants(0, "late", "up", "wg0")
 	guard := w.guard()
 	w.NS.Run("ip", "link", "add", "late", "type", "veth", "peer", "name", "later")
@@ -329,6 +329,13 @@ func TestGuard(t *testing.T) {
 	if out := w.away("route"); !strings.Contains(out, "default via 192.0.2.1 dev uplink") {
 		t.Errorf("routes away once the tunnel is gone:\n%s", out)
 	}
+	for _, link := range []string{"late", "last"} { // what was there before, and what was not
+		ns.Try(exec.Command("ip", "-n", "physical", "link", "del", link))
+		w.NS.Run("ip", "link", "add", link, "type", "veth", "peer", "name", link+"r")
+		if !bed.Wait(5*time.Second, func() bool { return strings.Contains(w.away("link"), link+"@") }) {
+			t.Errorf("%s stays where it is once the tunnel is gone", link)
+		}
+	}
 	guard.Signal(syscall.SIGTERM)
 	if r := guard.Wait(); r.Code != 0 || !strings.Contains(r.Output, "stay away until down") {
 		t.Errorf("guard: %s", r)
@@ -337,7 +344,7 @@ func TestGuard(t *testing.T) {
 	if out := w.NS.Run("ip", "-br", "link"); !strings.Contains(out, "late@") {
 		t.Errorf("links at home:\n%s", out)
 	}
-	w.NS.Run("ip", "link", "del", "late")
+	w.NS.Run("bash", "-ec", "ip link del late; ip link del last")
 	w.home()
 }
 
