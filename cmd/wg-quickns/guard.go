@@ -421,17 +421,16 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 	if err != nil {
 		return err
 	}
+	var plugErr error // which keeps nothing else from being repaired
 	if s.place.Bare {
-		if err := g.plugged(ctx, s, entries, &rep); err != nil {
-			return err
-		}
+		plugErr = g.plugged(ctx, s, entries, &rep)
 	}
 	all := len(rep.Again) + len(rep.New)
 	rep = g.peace(s, rep)
 	left := len(rep.Again)+len(rep.New) < all
 	g.worked = len(rep.New) > 0 || slices.ContainsFunc(rep.Again, func(a strategies.Standing) bool { return a.Do.Kind() != plan.KindNft && !shut(a.Do) })
 	work := engine.Repair{Again: again(rep, entries), New: rep.New, Retire: rep.Retire, Forget: rep.Forget}
-	err = s.engine.Repair(ctx, work)
+	err = errors.Join(plugErr, s.engine.Repair(ctx, work))
 	// A way to an endpoint comes before the endpoint: the first packet goes there at once.
 	for _, m := range g.moves {
 		host, _ := splitName(m.Name)
@@ -447,29 +446,25 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 	return errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost)+len(g.held) > 0), s.log.Compact())
 }
 
-// plugged adds to a repair the moves of what was plugged in, and says what was pulled out.
+// plugged adds to a repair the moves of what was plugged in, past errors, and says what was
+// pulled out.
 func (g *guard) plugged(ctx context.Context, s *session, entries []journal.Entry, rep *strategies.Repair) error {
+	held := g.hold(ctx, s)
 	back, err := s.returned(ctx, entries)
-	if err != nil {
-		return err
+	if err != nil { // what is no newcomer is not known
+		return errors.Join(held, err)
 	}
 	rep.Again = append(rep.Again, back...)
-	lost, err := s.lost(ctx, entries, *rep)
-	if err != nil {
-		return err
-	}
+	lost, lostErr := s.lost(ctx, entries, *rep)
 	for _, name := range lost {
 		if !slices.Contains(g.lost, name) {
 			g.say("interface `%s' is gone (hint: was it pulled out? It is moved again when it is plugged in)", name)
 		}
 	}
 	g.lost = lost
-	if err := g.hold(ctx, s); err != nil {
-		return err
-	}
 	fresh, err := s.newcomers(ctx, rep.Again)
 	rep.New = append(rep.New, fresh...)
-	return err
+	return errors.Join(held, lostErr, err)
 }
 
 // hold keeps down what cannot be moved as one of its name is away already. That is not

@@ -66,14 +66,12 @@ func (a app) reload(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
+	var back []strategies.Standing
 	if s.place.Bare {
-		back, err := s.returned(ctx, entries)
-		if err != nil {
-			return err
-		}
+		back, err = s.returned(ctx, entries)
 		rep.Again = append(rep.Again, back...)
 	}
-	return s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries)})
+	return errors.Join(err, s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries)}))
 }
 
 // note puts what the file says by now into the record: its table and names for the

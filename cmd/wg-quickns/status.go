@@ -285,10 +285,11 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	var wrong []string
 	if s.place.Bare {
 		back, err := s.returned(ctx, entries)
-		if err != nil {
-			return nil, err
+		if err != nil { // of one interface; what else is broken is said too
+			wrong = append(wrong, firstLine(err.Error()))
 		}
 		rep.Again = append(rep.Again, back...)
 	}
@@ -296,7 +297,6 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var wrong []string
 	for _, name := range lost {
 		wrong = append(wrong, "interface "+name+" is gone (hint: was it pulled out?)")
 	}

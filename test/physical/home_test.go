@@ -348,6 +348,44 @@ func TestGuard(t *testing.T) {
 	w.home()
 }
 
+// TestStuck: a newcomer that cannot move, as its client could not be started again, keeps
+// nothing else from being repaired, be it new or one that was away before.
+func TestStuck(t *testing.T) {
+	for _, link := range []string{"late", "uplink"} {
+		t.Run(link, func(t *testing.T) {
+			w := newWorld(t, "PhysicalInterfaces = uplink, late\n")
+			mac := strings.TrimSpace(w.NS.Run("cat", "/sys/class/net/uplink/address"))
+			w.up()
+			ns.Run(t, "bash", "-c", "install $(realpath $(which tail)) /run/dhclient")
+			p, err := w.Start(nil, "unshare", "-m", "bash", "-c", "cp /run/dhclient /run/other; mount --bind /run/other /run/dhclient; exec /run/dhclient -f /dev/null "+link)
+			if err != nil {
+				t.Fatal(err)
+			}
+			running(t, "dhclient")
+			guard := w.guard()
+			time.Sleep(hold)
+			if link == "uplink" {
+				w.away("link", "del", "uplink")
+			}
+			w.NS.Run("ip", "link", "add", link, "address", mac, "type", "veth", "peer", "name", "other")
+			if !bed.Wait(5*time.Second, func() bool { return strings.Contains(guard.Says(), "could not be started again") }) {
+				t.Errorf("the guard says %s", guard.Says())
+			}
+			w.NS.Run("ip", "route", "del", "default", "dev", "wg0")
+			if !bed.Wait(2*time.Second, func() bool { return strings.Contains(w.NS.Run("ip", "route"), "default dev wg0") }) {
+				t.Errorf("the default route does not come back:\n%s", w.NS.Run("ip", "route"))
+			}
+			p.Signal(syscall.SIGKILL)
+			p.Wait()
+			w.NS.Run("ip", "link", "del", "other")
+			w.wants(0, "", "down", "wg0")
+			if r := guard.Wait(); r.Code != 0 {
+				t.Errorf("guard: %s", r)
+			}
+		})
+	}
+}
+
 // TestNamesake: what is plugged in with the name of an interface that is away takes nothing
 // from that, is kept down, and in the way of down only.
 func TestNamesake(t *testing.T) {
