@@ -67,12 +67,32 @@ func height(l facts.Interface, all []facts.Interface) (h int) {
 // is not ready by its index, stays.
 func Newcomers(cfg *confparse.Config, all []facts.Interface, ready func(index int) bool) []facts.Interface {
 	return slices.DeleteFunc(slices.Clone(all), func(l facts.Interface) bool {
-		wanted := l.Hardware
-		if cfg.PhysicalInterfaces != nil {
-			wanted = slices.Contains(cfg.PhysicalInterfaces, l.Name)
-		}
-		return !wanted || l.Fixed != "" || !ready(l.Index)
+		return !wanted(cfg, l) || l.Fixed != "" || !ready(l.Index)
 	})
+}
+
+// wanted says whether an interface is to be moved when it comes later.
+func wanted(cfg *confparse.Config, l facts.Interface) bool {
+	if cfg.PhysicalInterfaces != nil {
+		return slices.Contains(cfg.PhysicalInterfaces, l.Name)
+	}
+	return l.Hardware
+}
+
+// Stuck says what came into the home namespace since, is none of the Newcomers, and a way
+// out past the tunnel: what cannot move, and what a default route leads by, which Movable
+// would have taken or refused. What a program sends for a tun takes the routes as all else does.
+func Stuck(cfg *confparse.Config, all []facts.Interface, ready func(index int) bool) (list []string) {
+	for _, l := range all {
+		switch {
+		case !ready(l.Index):
+		case wanted(cfg, l) && l.Fixed != "":
+			list = append(list, fmt.Sprintf("interface %s cannot be moved, and is a way out past the tunnel: %s (hint: take it down, or pull it out)", l.Name, l.Fixed))
+		case !wanted(cfg, l) && l.Default && l.Kind != "tun":
+			list = append(list, fmt.Sprintf("interface %s, which is not moved, is a way out past the tunnel: a default route leads by it (hint: delete that route)", l.Name))
+		}
+	}
+	return list
 }
 
 // Namesakes parts from what is at home what has the name of an interface that is there,

@@ -138,6 +138,36 @@ func TestNamesakes(t *testing.T) {
 	}
 }
 
+// TestStuck: a way out that stays is told, once udev has done with it.
+func TestStuck(t *testing.T) {
+	for _, c := range []struct {
+		names, want string // interfaces
+		change      func(l []facts.Interface)
+	}{
+		{"", "", func([]facts.Interface) {}},
+		{"", "wlan0", func(l []facts.Interface) { l[1].Fixed = "its driver says no" }},
+		{"eth0", "wlan0", func([]facts.Interface) {}},
+		{"eth0 docker0", "wlan0 docker0", func([]facts.Interface) {}},
+		{"", "docker0", func(l []facts.Interface) { l[4].Default = true }},
+		{"", "", func(l []facts.Interface) { l[4].Default, l[4].Kind = true, "tun" }},
+		{"", "", func(l []facts.Interface) { l[4].Default, l[4].Index = true, 0 }},
+	} {
+		all := laptop()
+		c.change(all)
+		cfg := &confparse.Config{}
+		if c.names != "" {
+			cfg.PhysicalInterfaces = strings.Fields(c.names)
+		}
+		var got []string
+		for _, text := range Stuck(cfg, all, func(index int) bool { return index != 0 }) {
+			got = append(got, strings.Trim(strings.Fields(text)[1], ","))
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%q: %q, want %q", c.names, got, c.want)
+		}
+	}
+}
+
 // TestReturned: what is home again goes away by the steps that stand, with those who configure
 // it alone; what only has its name does not.
 func TestReturned(t *testing.T) {

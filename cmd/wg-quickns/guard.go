@@ -173,7 +173,7 @@ type guard struct {
 	fights   engine.Fights
 	vanished bool
 	lost     []string // interfaces that were away and are gone
-	held     []string // interfaces at home that have the name of one that is away
+	stuck    []string // what it said of those that stay at home
 	unnamed  int      // looks in a row that found one that udev has not done with
 	pulse    engine.Pulse
 }
@@ -443,7 +443,7 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 		return !r.Gateway.Is6() || !r.Dst.IsSingleIP() || !slices.ContainsFunc(g.ends, func(e netip.AddrPort) bool { return e.Addr() == r.Dst.Addr() })
 	})
 	g.moves = nil
-	return errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost)+len(g.held) > 0), s.log.Compact())
+	return errors.Join(err, g.note(ctx, s, left || err != nil || len(g.lost)+len(g.stuck) > 0), s.log.Compact())
 }
 
 // plugged adds to a repair the moves of what was plugged in, past errors, and says what was
@@ -467,25 +467,28 @@ func (g *guard) plugged(ctx context.Context, s *session, entries []journal.Entry
 	return errors.Join(held, lostErr, err)
 }
 
-// hold keeps down what cannot be moved as one of its name is away already. That is not
-// recorded, as there is nothing to undo: whoever gives it another name brings it up.
+// hold says what stays at home and is a way out past the tunnel, and keeps down of it what
+// cannot be moved as one of its name is away already. That is not recorded, as there is
+// nothing to undo: whoever gives it another name brings it up.
 func (g *guard) hold(ctx context.Context, s *session) error {
-	_, namesakes, err := s.atHome(ctx)
+	all, namesakes, err := s.atHome(ctx)
 	if err != nil {
 		return err
 	}
-	var names []string
+	stuck := strategies.Stuck(s.movesWhat(), all, s.named)
 	var hold plan.Hold
 	for _, l := range namesakes {
-		if !slices.Contains(g.held, l.Name) {
-			g.say("interface `%s' has the name of one that is away, and is kept down (hint: rename it, or pull it out)", l.Name)
-		}
-		names = append(names, l.Name)
+		stuck = append(stuck, fmt.Sprintf("interface `%s' has the name of one that is away, and is kept down (hint: rename it, or pull it out)", l.Name))
 		if l.Up {
 			hold.Links = append(hold.Links, l.Name)
 		}
 	}
-	g.held = names
+	for _, text := range stuck {
+		if !slices.Contains(g.stuck, text) {
+			g.say("%s", text)
+		}
+	}
+	g.stuck = stuck
 	if len(hold.Links) == 0 {
 		return nil
 	}

@@ -179,17 +179,20 @@ func (s *session) lost(ctx context.Context, entries []journal.Entry, rep strateg
 	return names, nil
 }
 
+// movesWhat is the part of the config of `up` that says what moves: it stays while the tunnel
+// is up, whatever the file says, or when that cannot be read.
+func (s *session) movesWhat() *confparse.Config {
+	head, _ := s.log.Header()
+	return &confparse.Config{PhysicalInterfaces: head.PhysicalInterfaces}
+}
+
 // newcomers plans the way of what was plugged in since `up`, but for what is Returned.
 func (s *session) newcomers(ctx context.Context, again []strategies.Standing) ([]plan.Action, error) {
-	cfg := s.cfg
-	if cfg == nil {
-		cfg = &confparse.Config{}
-	}
 	all, _, err := s.atHome(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list := slices.DeleteFunc(strategies.Newcomers(cfg, all, s.named), func(l facts.Interface) bool {
+	list := slices.DeleteFunc(strategies.Newcomers(s.movesWhat(), all, s.named), func(l facts.Interface) bool {
 		return slices.ContainsFunc(again, func(a strategies.Standing) bool {
 			m, ok := a.Do.(plan.Move)
 			return ok && slices.ContainsFunc(m.Links, func(o facts.Interface) bool { return o.Name == l.Name })

@@ -17,6 +17,7 @@ import (
 	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/netns"
 	"wg-quickns/internal/plan"
+	"wg-quickns/strategies"
 )
 
 const statusUsage = "usage: status [--json] [INTERFACE]"
@@ -301,10 +302,11 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 		wrong = append(wrong, "interface "+name+" is gone (hint: was it pulled out?)")
 	}
 	if s.place.Bare {
-		_, namesakes, err := s.atHome(ctx)
+		all, namesakes, err := s.atHome(ctx)
 		if err != nil {
 			return nil, err
 		}
+		wrong = append(wrong, strategies.Stuck(s.movesWhat(), all, s.named)...)
 		for _, l := range namesakes {
 			wrong = append(wrong, "interface "+l.Name+" has the name of one that is away (hint: guard keeps it down; rename it, or pull it out)")
 		}

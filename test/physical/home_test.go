@@ -273,12 +273,24 @@ func TestNameDeleted(t *testing.T) {
 	}
 }
 
-// TestOtherDefault: a default route that came meanwhile does not keep the old one away.
+// TestOtherDefault: a default route that came meanwhile is said, and does not keep the old one
+// away.
 func TestOtherDefault(t *testing.T) {
 	w := newWorld(t, "")
 	w.up()
 	w.NS.Run("bash", "-ec", `ip link add side type veth peer name other; ip link set side up; ip link set other up
 		ip route append default dev side; ip -6 route append default dev side metric 1024`)
+	const said = "interface side, which is not moved, is a way out past the tunnel"
+	w.wants(4, "wg0: "+said, "status", "wg0")
+	guard := w.guard()
+	time.Sleep(hold)
+	w.NS.Run("ip", "link", "add", "another", "type", "veth", "peer", "name", "andmore") // a look more
+	time.Sleep(hold)
+	w.NS.Run("ip", "link", "del", "another")
+	guard.Signal(syscall.SIGTERM)
+	if r := guard.Wait(); strings.Count(r.Output, said) != 1 {
+		t.Errorf("guard: %s", r)
+	}
 	w.wants(0, "netns 1", "down", "wg0")
 	w.NS.Run("ip", "link", "del", "side")
 	w.home()
