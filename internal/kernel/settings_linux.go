@@ -141,6 +141,13 @@ func (d *Doer) Settings(ctx context.Context, ns plan.NS, links []facts.Interface
 				l.Settings.Sysctls[key.of(l.Name)] = value
 			}
 		}
+		// its own secret, which has no default, makes the mode too
+		if own := have[stableSecret]; own != "" && own != usual[stableSecret] {
+			if l.Settings.Sysctls == nil {
+				l.Settings.Sysctls = map[string]string{}
+			}
+			l.Settings.Sysctls[stableSecret.of(l.Name)], l.Settings.Sysctls[addrGenMode.of(l.Name)] = own, have[addrGenMode]
+		}
 		// The kernel follows the interface's, unless told otherwise.
 		if name := (confKey{"ipv6/conf", "mtu"}).of(l.Name); l.Settings.Sysctls[name] == fmt.Sprint(l.MTU) {
 			delete(l.Settings.Sysctls, name)
@@ -257,8 +264,12 @@ func (k confKey) of(link string) string {
 	return "net." + strings.ReplaceAll(k.dir, "/", ".") + "." + strings.ReplaceAll(link, ".", "/") + "." + k.name
 }
 
+// Addresses of mode 2 are made of a secret (RFC 7217), without which the kernel refuses that mode.
+var stableSecret, addrGenMode = confKey{"ipv6/conf", "stable_secret"}, confKey{"ipv6/conf", "addr_gen_mode"}
+
 // conf reads the sysctls of an interface, or of "default", but for one that cannot be
-// written, and those that are others' in another unit.
+// written, and those that are others' in another unit. The usual secret is one of an
+// interface that has no other: elsewhere there is none.
 func (sp *space) conf(link string) (map[confKey]string, error) {
 	all := map[confKey]string{}
 	err := sp.inside(func() error {
@@ -285,6 +296,11 @@ func (sp *space) conf(link string) (map[confKey]string, error) {
 				if value, err := readSysctl(path + "/" + name); err == nil {
 					all[confKey{dir, name}] = value
 				}
+			}
+		}
+		if all[stableSecret] == "" && all[addrGenMode] == "2" { // IN6_ADDR_GEN_MODE_STABLE_PRIVACY of linux/if_link.h
+			if value, err := readSysctl("/proc/sys/net/ipv6/conf/default/stable_secret"); err == nil {
+				all[stableSecret] = value
 			}
 		}
 		return nil
@@ -324,7 +340,12 @@ func (sp *space) setConf(link string, want map[confKey]string) error {
 func (sp *space) setSysctls(values map[string]string) error {
 	var errs []error
 	err := sp.inside(func() error {
-		for _, name := range slices.Sorted(maps.Keys(values)) {
+		names := slices.Sorted(maps.Keys(values))
+		// it makes addr_gen_mode 2, which is refused without, and comes before what that is to be
+		if i := slices.IndexFunc(names, func(name string) bool { return strings.HasSuffix(name, ".stable_secret") }); i > 0 {
+			names = slices.Concat(names[i:i+1], names[:i], names[i+1:])
+		}
+		for _, name := range names {
 			if now, err := readSysctl(sysctlPath(name)); err == nil && now == values[name] {
 				continue
 			}

@@ -247,6 +247,31 @@ func TestOwnResolv(t *testing.T) {
 	}
 }
 
+// TestSecret: an interface keeps the secret that its stable addresses are made of (RFC 7217), its own and the usual one.
+func TestSecret(t *testing.T) {
+	for _, of := range []string{"uplink", "default"} {
+		t.Run(of, func(t *testing.T) {
+			w := newWorld(t, "")
+			w.NS.Run("bash", "-ec", "sysctl -qw net.ipv6.conf."+of+".stable_secret=2001:db8::1:2:3; sysctl -qw net.ipv6.conf.uplink.accept_dad=0\n"+
+				"ip link set uplink down; ip link set uplink up; ip addr add 2001:db8::2/64 dev uplink nodad; ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8::1")
+			look := func(at, of string) string {
+				return ns.Run(t, "ip", "netns", "exec", at, "sysctl", "net.ipv6.conf.uplink.addr_gen_mode", "net.ipv6.conf."+of+".stable_secret")
+			}
+			w.before = w.take()
+			before := look(w.NS.Name, of)
+			w.up()
+			if away := look("physical", "uplink"); !strings.Contains(away, "0001:0002:0003") || !strings.Contains(away, "= 2") {
+				t.Errorf("away: %s", away)
+			}
+			w.wants(0, "netns 1", "down", "wg0")
+			w.home()
+			if after := look(w.NS.Name, of); after != before {
+				t.Errorf("before\n%safter\n%s", before, after)
+			}
+		})
+	}
+}
+
 // TestNameDeleted: the namespace lives on when somebody deletes its name, or gives that
 // to another one, and so does the tunnel.
 func TestNameDeleted(t *testing.T) {
