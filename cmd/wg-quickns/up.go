@@ -26,7 +26,7 @@ func (a app) up(ctx context.Context, arg string) (err error) {
 	}
 	defer s.end()
 	s.engine.Keep = s.keeps(p)
-	cleared, err := s.clear(ctx)
+	cleared, err := s.clear(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,10 @@ func (a app) up(ctx context.Context, arg string) (err error) {
 		return err
 	}
 	staged = true
-	return s.engine.Up(ctx, s.stages(head)...)
+	if err := s.engine.Up(ctx, s.stages(head)...); err != nil || s.cfg.KillSwitch {
+		return err
+	}
+	return s.unseal(ctx)
 }
 
 // keeps says what an earlier run left that stays while it is cleaned up after: a kill
@@ -111,6 +114,40 @@ func (s *session) keeps(p place) func(plan.Step) bool {
 	return shut
 }
 
+// seal lets nothing leave while interfaces that an earlier run left away come home, until they are away again:
+// it is only `down` that gives the machine its cleartext back. The kill switch that does it is journaled, so that
+// `down` takes it away too.
+func (s *session) seal(ctx context.Context, p place) error {
+	pending := s.log.Pending()
+	moved := func(e journal.Entry) bool { return e.Do.Kind() == plan.KindMove }
+	if !s.isPhysical() || s.place.Target != p.Target || !slices.ContainsFunc(pending, moved) {
+		return nil
+	}
+	if err := s.kernel.CheckKillSwitch(ctx, s.local(p.Target)); err != nil {
+		s.warn(fmt.Sprintf("until `%s' is up the machine's own way out is open: %v", s.name, err))
+		return nil
+	}
+	s.engine.Keep = shut
+	if hasKillSwitch(pending) {
+		return nil
+	}
+	return s.engine.Repair(ctx, engine.Repair{New: []plan.Action{{
+		NS: p.Target, Do: plan.KillSwitch{Link: s.name}, Undo: []plan.Step{plan.KillSwitch{Link: s.name, Delete: true}},
+		Why: "nothing leaves meanwhile",
+	}}})
+}
+
+// unseal takes away a kill switch that the config does not have, once there is a tunnel.
+func (s *session) unseal(ctx context.Context) error {
+	var closed []int
+	for _, e := range s.log.Pending() {
+		if shut(e.Do) {
+			closed = append(closed, e.ID)
+		}
+	}
+	return s.engine.Repair(ctx, engine.Repair{Retire: closed})
+}
+
 // parse reads a whole config, as up needs it.
 func (a app) parse(arg string) (target, error) {
 	t, err := a.open(arg)
@@ -129,13 +166,16 @@ func (a app) parse(arg string) (target, error) {
 
 // clear finishes what an earlier run left, and says whether it did; it refuses
 // where the interface is there.
-func (s *session) clear(ctx context.Context) (cleared bool, err error) {
+func (s *session) clear(ctx context.Context, p place) (cleared bool, err error) {
 	found, err := s.present()
 	if err != nil {
 		return false, err
 	}
 	if state := s.log.State(); state != journal.Empty && !(found && state == journal.Complete) {
 		s.say("cleaning up what an earlier run left of `%s'", s.name)
+		if err := s.seal(ctx, p); err != nil {
+			return false, err
+		}
 		if err := s.engine.Recover(ctx); err != nil {
 			return false, err
 		}

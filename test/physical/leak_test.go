@@ -324,6 +324,33 @@ func (w *leaky) nothingLeaves() {
 	w.report()
 }
 
+// TestUpAgain: an up that finds interfaces away brings them home and moves them again; nothing leaves meanwhile, and
+// no kill switch is left where the config has none.
+func TestUpAgain(t *testing.T) {
+	w := newLeaky(t, nil)
+	steps := w.Steps(t, "up", "wg0")
+	w.wants(0, "down", "wg0")
+	walls := w.NS.Run("nft", "list", "ruleset")
+	for i := range trials() {
+		w.control()
+		w.up()
+		w.during("up after the interface was deleted", func() { w.NS.Run("ip", "link", "del", "wg0"); w.wants(0, "up", "wg0") })
+		w.works()
+		w.down("down", 0)
+		n := len(steps) - i%5
+		if s := w.says(fmt.Sprintf("kill-before:%d", n), "up", "wg0"); s.code != 128+9 {
+			t.Fatalf("up, killed at %d: %v", n, s)
+		}
+		w.during("up after up was killed", func() { w.wants(0, "up", "wg0") })
+		w.works()
+		if now := w.NS.Run("nft", "list", "ruleset"); now != walls {
+			t.Errorf("the firewall was\n%s\nand is\n%s", walls, now)
+		}
+		w.down("down", 0)
+	}
+	w.report()
+}
+
 // TestPluggedIn: with a kill switch, an interface that is plugged in and configured at home is
 // no way out either, though no guard moves it.
 func TestPluggedIn(t *testing.T) {
