@@ -201,7 +201,9 @@ func (s *session) newcomers(ctx context.Context, again []strategies.Standing) ([
 	if len(list) == 0 {
 		return nil, nil
 	}
-	return s.away(ctx, list)
+	actions, err := s.away(ctx, list)
+	// They stand, and must until the last of those that need them has stopped: what is newest is undone first.
+	return slices.DeleteFunc(actions, func(a plan.Action) bool { return a.Do.Kind() == plan.KindResolv || a.Do.Kind() == plan.KindViews }), err
 }
 
 // named is namedByUdev, and notes where it is not so.
