@@ -147,6 +147,23 @@ func TestMoveEthernet(t *testing.T) {
 	}
 }
 
+// TestMoveManaged: what somebody else gives addresses keeps what is nobody's but the administrator's.
+func TestMoveManaged(t *testing.T) {
+	home, there := newNS(t), newNS(t)
+	configured(t, home)
+	d := newDoer(t, Options{})
+	links := settings(t, d, home, "eth0")
+	do(t, d, home, plan.Hold{Links: []string{"eth0"}})
+	do(t, d, home, plan.Move{From: home, To: there, Links: links})
+	do(t, d, there, plan.Settle{Link: links[0], Bare: true, Away: home})
+	if got := sh(t, there, "tc qdisc show dev eth0"); !strings.HasPrefix(got, "qdisc pfifo 8: root") || !strings.Contains(got, "limit 55p") {
+		t.Errorf("queueing discipline: %s", got)
+	}
+	if got := sh(t, there, "ip -br address show dev eth0; cat /proc/sys/net/ipv4/conf/eth0/arp_ignore"); strings.Contains(got, "192.0.2") || !strings.HasSuffix(got, "1\n") {
+		t.Errorf("addresses and sysctl: %s", got)
+	}
+}
+
 // unruled is a state without the rules.
 func unruled(s string) string {
 	before, _, _ := strings.Cut(s, "\n0:\t")

@@ -383,10 +383,11 @@ func (d *Doer) settle(ctx context.Context, sp *space, s plan.Settle) error {
 	}
 	age := max(0, now-s.Link.Settings.Read)
 	errs := []error{d.join(ctx, sp, n, s.Link, list), sp.setLimits(ctx, n, s.Link), sp.setSysctls(s.Link.Settings.Sysctls)}
-	if s.Bare {
-		return errors.Join(errs...)
+	messages, later := queueing(s.Link, n), []request(nil)
+	if !s.Bare {
+		list, last := restoring(s.Link, n, age, index)
+		messages, later = append(list, messages...), last
 	}
-	messages, later := restoring(s.Link, n, age, index)
 	send := func(list []request) error {
 		_, err := sp.rt.exchange(ctx, len(list), func(m *message, i int) (typ, flags uint16) { return list[i].put(m) },
 			func(i int, _ []byte, err error) error {
@@ -557,17 +558,26 @@ func restoring(l facts.Interface, n nic, age int64, index map[int]int) (list, la
 	for _, b := range l.Settings.Rules {
 		raw("rule of "+l.Name, unix.RTM_NEWRULE, create, ruleAgain(b))
 	}
-	if b := l.Settings.Qdisc; b != nil {
-		m := message{b: withIndex(b[:sizeofTc], 4, n.Index)}
-		binary.NativeEndian.PutUint32(m.b[16:], 0)
-		for typ, data := range attributes(b[sizeofTc:]) {
-			if typ == unix.TCA_KIND || typ == unix.TCA_OPTIONS {
-				m.attr(typ, data)
-			}
-		}
-		raw("queueing discipline of "+l.Name, unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, m.b)
-	}
 	return list, later
+}
+
+// queueing gives an interface its queueing discipline, which is nobody else's to set.
+func queueing(l facts.Interface, n nic) []request {
+	b := l.Settings.Qdisc
+	if b == nil {
+		return nil
+	}
+	m := message{b: withIndex(b[:sizeofTc], 4, n.Index)}
+	binary.NativeEndian.PutUint32(m.b[16:], 0)
+	for typ, data := range attributes(b[sizeofTc:]) {
+		if typ == unix.TCA_KIND || typ == unix.TCA_OPTIONS {
+			m.attr(typ, data)
+		}
+	}
+	return []request{{"queueing discipline of " + l.Name, func(again *message) (typ, flags uint16) {
+		again.bytes(m.b...)
+		return unix.RTM_NEWQDISC, unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}}}
 }
 
 // ruleAgain is a rule's message without what is only reported.
