@@ -96,15 +96,16 @@ func Stuck(cfg *confparse.Config, all []facts.Interface, ready func(index int) b
 }
 
 // Namesakes parts from what is at home what has the name of an interface that is there,
-// away from home: by that name no second one can be moved, nor told from the first. One
-// that a twin stands in for is no namesake of it, and moves no more either.
-func Namesakes(all, there []facts.Interface) (rest, namesakes []facts.Interface) {
+// away from home: by that name no second one can be moved, nor told from the first. Of
+// these it gives those that would be moved, or may be a way out. One that a twin stands
+// in for is no namesake of it, and moves no more either.
+func Namesakes(cfg *confparse.Config, all, there []facts.Interface) (rest, namesakes []facts.Interface) {
 	for _, l := range all {
 		i := slices.IndexFunc(there, func(o facts.Interface) bool { return o.Alias == plan.AwayAlias(l) })
 		switch {
 		case i < 0:
 			rest = append(rest, l)
-		case !l.Twin || l.Kind != there[i].Kind:
+		case (!l.Twin || l.Kind != there[i].Kind) && (wanted(cfg, l) || l.Default):
 			namesakes = append(namesakes, l)
 		}
 	}

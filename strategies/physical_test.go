@@ -129,10 +129,12 @@ rm /etc/netns/physical/resolv.conf`, "\n")
 // TestNamesakes: the alias of what is away tells it, whatever it is called there, and a twin
 // is no namesake of what it stands in for.
 func TestNamesakes(t *testing.T) {
-	all := []facts.Interface{{Name: "eth0"}, {Name: "eth1"}, {Name: "br0", Kind: "bridge", Twin: true}, {Name: "br1", Kind: "bridge", Twin: true}}
+	all := []facts.Interface{{Name: "eth0", Hardware: true}, {Name: "eth1"}, {Name: "br0", Kind: "bridge", Twin: true, Default: true},
+		{Name: "br1", Kind: "bridge", Twin: true, Default: true}, {Name: "eth2", Kind: "dummy"}}
 	there := []facts.Interface{{Name: "renamed", Alias: plan.AwayAlias(all[0])}, {Name: "eth1"},
-		{Name: "br0", Kind: "bridge", Alias: plan.AwayAlias(all[2])}, {Name: "br1", Alias: plan.AwayAlias(all[3])}}
-	rest, namesakes := Namesakes(all, there)
+		{Name: "br0", Kind: "bridge", Alias: plan.AwayAlias(all[2])}, {Name: "br1", Alias: plan.AwayAlias(all[3])},
+		{Name: "eth2", Alias: plan.AwayAlias(all[4])}}
+	rest, namesakes := Namesakes(&confparse.Config{}, all, there)
 	if len(rest) != 1 || rest[0].Name != "eth1" || len(namesakes) != 2 || namesakes[0].Name != "eth0" || namesakes[1].Name != "br1" {
 		t.Errorf("%v, %v", rest, namesakes)
 	}

@@ -123,7 +123,7 @@ func (s *session) atHome(ctx context.Context) (all, namesakes []facts.Interface,
 	if err != nil {
 		return nil, nil, err
 	}
-	all, namesakes = strategies.Namesakes(all, there)
+	all, namesakes = strategies.Namesakes(s.movesWhat(), all, there)
 	return all, slices.DeleteFunc(namesakes, func(l facts.Interface) bool { return !s.named(l.Index) }), nil
 }
 
