@@ -413,13 +413,21 @@ func (l *lease) client(args ...string) {
 	ns.Run(l.w.t, append([]string{"ip", "netns", "exec", at, "dhcpcd", "-4", "-q", "-f", l.dir + "/dhcpcd.conf"}, args...)...)
 }
 
-// end ends dhcpcd at home: 9.4 does not always end when it is told to.
+// end ends dhcpcd at home: 9.4 does not always end when it is told to, and one of its
+// processes may start another meanwhile.
 func (l *lease) end() {
 	l.w.t.Helper()
-	for _, pid := range strings.Fields(ns.Run(l.w.t, "ip", "netns", "pids", l.w.NS.Name)) {
-		if comm, _ := os.ReadFile("/proc/" + pid + "/comm"); string(comm) == "dhcpcd\n" {
-			_ = exec.Command("kill", "-9", pid).Run() // it may end with another of them
+	if !bed.Wait(10*time.Second, func() bool {
+		left := false
+		for _, pid := range strings.Fields(ns.Run(l.w.t, "ip", "netns", "pids", l.w.NS.Name)) {
+			if comm, _ := os.ReadFile("/proc/" + pid + "/comm"); string(comm) == "dhcpcd\n" {
+				_ = exec.Command("kill", "-9", pid).Run() // it may end with another of them
+				left = true
+			}
 		}
+		return !left
+	}) {
+		l.w.t.Error("dhcpcd does not end")
 	}
 }
 
