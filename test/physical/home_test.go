@@ -255,17 +255,23 @@ func TestSecret(t *testing.T) {
 			w.NS.Run("bash", "-ec", "sysctl -qw net.ipv6.conf."+of+".stable_secret=2001:db8::1:2:3; sysctl -qw net.ipv6.conf.uplink.accept_dad=0\n"+
 				"ip link set uplink down; ip link set uplink up; ip addr add 2001:db8::2/64 dev uplink nodad; ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8::1")
 			look := func(at, of string) string {
-				return ns.Run(t, "ip", "netns", "exec", at, "sysctl", "net.ipv6.conf.uplink.addr_gen_mode", "net.ipv6.conf."+of+".stable_secret")
+				return ns.Run(t, "ip", "netns", "exec", at, "bash", "-ec", "ip -br addr show uplink; sysctl net.ipv6.conf.uplink.addr_gen_mode net.ipv6.conf."+of+".stable_secret")
 			}
-			w.before = w.take()
-			before := look(w.NS.Name, of)
+			before := ""
+			if !bed.Wait(5*time.Second, func() bool {
+				before = look(w.NS.Name, of)
+				return strings.Contains(before, "fe80::") && strings.Contains(before, " UP ")
+			}) {
+				t.Fatal(before)
+			}
 			w.up()
 			if away := look("physical", "uplink"); !strings.Contains(away, "0001:0002:0003") || !strings.Contains(away, "= 2") {
 				t.Errorf("away: %s", away)
 			}
 			w.wants(0, "netns 1", "down", "wg0")
-			w.home()
-			if after := look(w.NS.Name, of); after != before {
+			// not the whole state: which of its addresses the kernel made, or we again, is a matter of who is first
+			after := ""
+			if !bed.Wait(2*time.Second, func() bool { after = look(w.NS.Name, of); return after == before }) {
 				t.Errorf("before\n%safter\n%s", before, after)
 			}
 		})
