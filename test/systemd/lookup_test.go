@@ -85,7 +85,7 @@ func TestLookup(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(20 * time.Millisecond)
 		}
 	}()
 	ns.Run(t, "nft", `table inet lookups {
