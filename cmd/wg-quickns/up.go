@@ -91,7 +91,7 @@ func (a app) up(ctx context.Context, arg string) (err error) {
 	if err := s.engine.Up(ctx, s.stages(head)...); err != nil || s.cfg.KillSwitch {
 		return err
 	}
-	return s.unseal(ctx)
+	return s.unseal(context.WithoutCancel(ctx)) // it is up
 }
 
 // keeps says what an earlier run left that stays while it is cleaned up after: a kill
@@ -145,6 +145,10 @@ func (s *session) unseal(ctx context.Context) error {
 			closed = append(closed, e.ID)
 		}
 	}
+	if len(closed) == 0 {
+		return nil
+	}
+	s.engine.Held = nil // Up has let go of it
 	return s.engine.Repair(ctx, engine.Repair{Retire: closed})
 }
 
