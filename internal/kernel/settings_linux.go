@@ -133,20 +133,15 @@ func (d *Doer) Settings(ctx context.Context, ns plan.NS, links []facts.Interface
 			maps.Copy(lo, usual)
 			usual = lo
 		}
+		// its own secret, which has no default, makes the mode too
+		own := have[stableSecret] != "" && have[stableSecret] != usual[stableSecret]
 		for key, value := range have {
-			if other, ok := usual[key]; ok && other != value {
+			if other, ok := usual[key]; ok && other != value || own && (key == stableSecret || key == addrGenMode) {
 				if l.Settings.Sysctls == nil {
 					l.Settings.Sysctls = map[string]string{}
 				}
 				l.Settings.Sysctls[key.of(l.Name)] = value
 			}
-		}
-		// its own secret, which has no default, makes the mode too
-		if own := have[stableSecret]; own != "" && own != usual[stableSecret] {
-			if l.Settings.Sysctls == nil {
-				l.Settings.Sysctls = map[string]string{}
-			}
-			l.Settings.Sysctls[stableSecret.of(l.Name)], l.Settings.Sysctls[addrGenMode.of(l.Name)] = own, have[addrGenMode]
 		}
 		// The kernel follows the interface's, unless told otherwise.
 		if name := (confKey{"ipv6/conf", "mtu"}).of(l.Name); l.Settings.Sysctls[name] == fmt.Sprint(l.MTU) {
@@ -383,11 +378,11 @@ func (d *Doer) settle(ctx context.Context, sp *space, s plan.Settle) error {
 	}
 	age := max(0, now-s.Link.Settings.Read)
 	errs := []error{d.join(ctx, sp, n, s.Link, list), sp.setLimits(ctx, n, s.Link), sp.setSysctls(s.Link.Settings.Sysctls)}
-	messages, later := queueing(s.Link, n), []request(nil)
+	var messages, later []request
 	if !s.Bare {
-		list, last := restoring(s.Link, n, age, index)
-		messages, later = append(list, messages...), last
+		messages, later = restoring(s.Link, n, age, index)
 	}
+	messages = append(messages, queueing(s.Link, n)...)
 	send := func(list []request) error {
 		_, err := sp.rt.exchange(ctx, len(list), func(m *message, i int) (typ, flags uint16) { return list[i].put(m) },
 			func(i int, _ []byte, err error) error {
