@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -208,7 +207,7 @@ func (sp *space) served(ctx context.Context, program, name string) error {
 // the background listens before it has looked at its interface, which must not
 // move until then.
 func answers(name string) bool {
-	c, err := net.DialTimeout("unix", uapiPath(name), time.Second)
+	c, err := dialUAPI(name)
 	if err != nil {
 		return false
 	}

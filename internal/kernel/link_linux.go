@@ -26,9 +26,14 @@ const uapiDir = "/var/run/wireguard"
 
 func uapiPath(name string) string { return filepath.Join(uapiDir, name+".sock") }
 
+// dialUAPI connects to the UAPI socket of an interface.
+func dialUAPI(name string) (net.Conn, error) {
+	return net.DialTimeout("unix", uapiPath(name), time.Second)
+}
+
 // served says whether a program answers on the interface's UAPI socket.
 func served(name string) bool {
-	c, err := net.DialTimeout("unix", uapiPath(name), time.Second)
+	c, err := dialUAPI(name)
 	if err != nil {
 		return false
 	}
@@ -40,7 +45,7 @@ func served(name string) bool {
 // for; nil where that cannot be told: whoever began to listen (unix(7), SO_PEERCRED)
 // may have been its parent, as with wireguard-go.
 func server(name string) *os.File {
-	c, err := net.DialTimeout("unix", uapiPath(name), time.Second)
+	c, err := dialUAPI(name)
 	if err != nil {
 		return nil
 	}
