@@ -164,7 +164,21 @@ func bound(a, b facts.Interface) bool {
 type Hosted struct {
 	Owners []facts.Owner // in the order of starting
 	Views  string        // the folder of plan.Views
-	Resolv plan.Resolv   // the resolv.conf of the namespace, as Owners find it at first
+}
+
+// Surroundings plans what Hosted.Owners find in the namespace: its resolv.conf at first, and the
+// folder of plan.Views. It comes once, before all that moves there, as it goes after it.
+func Surroundings(resolv plan.Resolv, views string, p Place) []plan.Action {
+	noResolv := resolv
+	noResolv.Delete = true
+	// Without an owner too: the guard, which may find one later, is confined itself.
+	view := plan.Views{NS: p.Birth, Dir: views}
+	noView := view
+	noView.Delete = true
+	return []plan.Action{
+		{Do: resolv, Undo: []plan.Step{noResolv}, Why: "who looks up the endpoint"},
+		{Do: view, Undo: []plan.Step{noView}, Why: "/sys and /etc as seen in the namespace"},
+	}
 }
 
 // Physical plans the way of interfaces, with their Settings, into the namespace
@@ -176,14 +190,6 @@ func Physical(list []facts.Interface, h Hosted, p Place) []plan.Action {
 	add := func(ns plan.NS, why string, do plan.Step, undo ...plan.Step) {
 		actions = append(actions, plan.Action{NS: ns, Do: do, Undo: undo, Why: why})
 	}
-	resolv := h.Resolv
-	resolv.Delete = true
-	add("", "who looks up the endpoint", h.Resolv, resolv)
-	// Without an owner too: the guard, which may find one later, is confined itself.
-	views := plan.Views{NS: p.Birth, Dir: h.Views}
-	undo := views
-	undo.Delete = true
-	add("", "/sys and /etc as seen in the namespace", views, undo)
 	// Systemd may take its time over a drop-in: units are given theirs while they still
 	// run, and lose them when they do not run any more.
 	free := func(o facts.Owner) plan.Step {

@@ -68,12 +68,13 @@ func TestPhysicalPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := Hosted{Views: "/run/views", Resolv: plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Servers: []string{"192.0.2.1"}, Shared: true},
-		Owners: []facts.Owner{
-			{Unit: "wpa_supplicant@wlan0.service", Links: []string{"wlan0"}},
-			{Client: &facts.Client{Exe: "/sbin/dhclient", Args: []string{"dhclient", "wlan0"}}, Links: []string{"wlan0"}, Addresses: true},
-		}}
-	actions := Physical(list, h, Place{Birth: plan.Named("physical"), Bare: true})
+	h := Hosted{Views: "/run/views", Owners: []facts.Owner{
+		{Unit: "wpa_supplicant@wlan0.service", Links: []string{"wlan0"}},
+		{Client: &facts.Client{Exe: "/sbin/dhclient", Args: []string{"dhclient", "wlan0"}}, Links: []string{"wlan0"}, Addresses: true},
+	}}
+	resolv := plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Servers: []string{"192.0.2.1"}, Shared: true}
+	place := Place{Birth: plan.Named("physical"), Bare: true}
+	actions := append(Surroundings(resolv, h.Views, place), Physical(list, h, place)...)
 	var got []string
 	for _, a := range actions {
 		if bare, ok := a.Do.(plan.Settle); ok && bare.Bare != (bare.Link.Name == "wlan0") {

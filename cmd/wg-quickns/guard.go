@@ -267,15 +267,20 @@ func (g *guard) look(ctx context.Context) (wait time.Duration, done bool, err er
 		return 0, false, nil
 	}
 	wait, err = g.check(ctx, s)
-	if err != nil {
-		// Others change things meanwhile: what fails now may do after the next change.
-		g.fail(err)
-		wait = engine.Retry(g.failed)
-		g.failed++
-	} else {
+	return g.outcome(wait, err), false, nil
+}
+
+// outcome is when to look again after a repair, which wanted to wait so long, or failed.
+func (g *guard) outcome(wait time.Duration, err error) time.Duration {
+	if err == nil {
 		g.failed = 0
+		return wait
 	}
-	return wait, false, nil
+	// Others change things meanwhile: what fails now may do after the next change.
+	g.fail(err)
+	wait = engine.Retry(g.failed)
+	g.failed++
+	return wait
 }
 
 // needless says whether nothing but the interface's end is to be watched for: a
@@ -379,20 +384,12 @@ func (g *guard) plug(ctx context.Context, s *session, entries []journal.Entry) t
 	rep = g.peace(s, rep)
 	g.worked = g.worked || len(rep.Again)+len(rep.New) > 0
 	err = errors.Join(err, s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries), New: rep.New}), s.log.Compact())
-	wait := g.named(s, engine.Wait(time.Now(), nil, g.fights))
-	if err == nil {
-		g.failed = 0
-		return wait
-	}
-	g.fail(err)
-	wait = engine.Retry(g.failed)
-	g.failed++
-	return wait
+	return g.outcome(g.udevWait(s, engine.Wait(time.Now(), nil, g.fights)), err)
 }
 
-// named is when to look again where an interface waits for udev, else wait: the kernel does
+// udevWait is when to look again where an interface waits for udev, else wait: the kernel does
 // not tell that udev has done.
-func (g *guard) named(s *session, wait time.Duration) time.Duration {
+func (g *guard) udevWait(s *session, wait time.Duration) time.Duration {
 	if !s.unnamed {
 		g.unnamed = 0
 	} else if again := engine.Retry(g.unnamed); wait == 0 || again < wait {
@@ -413,7 +410,7 @@ func (g *guard) check(ctx context.Context, s *session) (wait time.Duration, err 
 	}
 	err = g.repair(ctx, s, target)
 	g.ask(ctx, s, target, list)
-	return g.named(s, g.next(s.strategy())), err
+	return g.udevWait(s, g.next(s.strategy())), err
 }
 
 func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
@@ -449,8 +446,12 @@ func (g *guard) repair(ctx context.Context, s *session, target plan.NS) error {
 // plugged adds to a repair the moves of what was plugged in, past errors, and says what was
 // pulled out.
 func (g *guard) plugged(ctx context.Context, s *session, entries []journal.Entry, rep *strategies.Repair) error {
-	held := g.hold(ctx, s)
-	back, err := s.returned(ctx, entries)
+	all, namesakes, err := s.atHome(ctx)
+	if err != nil {
+		return err
+	}
+	held := g.hold(ctx, s, all, namesakes)
+	back, err := s.returned(ctx, all, entries)
 	if err != nil { // what is no newcomer is not known
 		return errors.Join(held, err)
 	}
@@ -462,7 +463,7 @@ func (g *guard) plugged(ctx context.Context, s *session, entries []journal.Entry
 		}
 	}
 	g.lost = lost
-	fresh, err := s.newcomers(ctx, rep.Again)
+	fresh, err := s.newcomers(ctx, all, rep.Again)
 	rep.New = append(rep.New, fresh...)
 	return errors.Join(held, lostErr, err)
 }
@@ -470,11 +471,7 @@ func (g *guard) plugged(ctx context.Context, s *session, entries []journal.Entry
 // hold says what stays at home and is a way out past the tunnel, and keeps down of it what
 // cannot be moved as one of its name is away already. That is not recorded, as there is
 // nothing to undo: whoever gives it another name brings it up.
-func (g *guard) hold(ctx context.Context, s *session) error {
-	all, namesakes, err := s.atHome(ctx)
-	if err != nil {
-		return err
-	}
+func (g *guard) hold(ctx context.Context, s *session, all, namesakes []facts.Interface) error {
 	stuck := strategies.Stuck(s.movesWhat(), all, s.named)
 	var hold plan.Hold
 	for _, l := range namesakes {
@@ -493,7 +490,7 @@ func (g *guard) hold(ctx context.Context, s *session) error {
 		return nil
 	}
 	g.trace(plan.Trace(s.place.Target, hold))
-	_, err = s.kernel.Do(ctx, s.local(s.place.Target), hold)
+	_, err := s.kernel.Do(ctx, s.local(s.place.Target), hold)
 	return err
 }
 

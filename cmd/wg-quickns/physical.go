@@ -69,23 +69,15 @@ func (s *session) owners(ctx context.Context, home plan.NS, list []facts.Interfa
 	return owners, nil
 }
 
-// hosted finds who configures interfaces, and what they need to find in the namespace.
-func (s *session) hosted(ctx context.Context, list []facts.Interface) (h strategies.Hosted, err error) {
-	if h.Owners, err = s.owners(ctx, s.place.Target, list); err != nil {
-		return h, err
-	}
+// surroundings plans what whoever configures interfaces finds in the namespace.
+func (s *session) surroundings() ([]plan.Action, error) {
 	name, _ := s.place.Birth.Name()
-	h.Views = viewsOf(s.place.Birth)
 	resolv := plan.Resolv{Path: "/etc/netns/" + name + "/resolv.conf", Shared: true}
-	read := dns.OwnResolv
-	if s.log.State() == journal.Complete { // what is there now is for what is plugged in too
-		read = dns.ReadResolv
-	}
-	if resolv.Old, resolv.MadeDirs, err = read(resolv.Path); err == nil && resolv.Old == nil {
+	var err error
+	if resolv.Old, resolv.MadeDirs, err = dns.OwnResolv(resolv.Path); err == nil && resolv.Old == nil {
 		resolv.Servers, resolv.Search, err = dns.Upstream()
 	}
-	h.Resolv = resolv
-	return h, err
+	return strategies.Surroundings(resolv, viewsOf(s.place.Birth), s.place.Place), err
 }
 
 // physical plans the way of the machine's interfaces to where the tunnel's socket
@@ -98,7 +90,12 @@ func (s *session) physical(ctx context.Context) ([]plan.Action, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.away(ctx, list)
+	moves, err := s.away(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	around, err := s.surroundings()
+	return append(around, moves...), err
 }
 
 // away plans the way of interfaces, as they are now.
@@ -106,11 +103,11 @@ func (s *session) away(ctx context.Context, list []facts.Interface) ([]plan.Acti
 	if err := s.kernel.Settings(ctx, s.local(s.place.Target), list); err != nil {
 		return nil, err
 	}
-	h, err := s.hosted(ctx, list)
+	owners, err := s.owners(ctx, s.place.Target, list)
 	if err != nil {
 		return nil, err
 	}
-	return strategies.Physical(list, h, s.place.Place), nil
+	return strategies.Physical(list, strategies.Hosted{Owners: owners, Views: viewsOf(s.place.Birth)}, s.place.Place), nil
 }
 
 // atHome lists the interfaces at home: those that may move, and strategies.Namesakes, which
@@ -127,12 +124,8 @@ func (s *session) atHome(ctx context.Context) (all, namesakes []facts.Interface,
 	return all, slices.DeleteFunc(namesakes, func(l facts.Interface) bool { return !s.named(l.Index) }), nil
 }
 
-// returned finds what is to be taken away again, and who has it at home.
-func (s *session) returned(ctx context.Context, entries []journal.Entry) ([]strategies.Standing, error) {
-	all, _, err := s.atHome(ctx)
-	if err != nil {
-		return nil, err
-	}
+// returned finds what of atHome is to be taken away again, and who has it at home.
+func (s *session) returned(ctx context.Context, all []facts.Interface, entries []journal.Entry) ([]strategies.Standing, error) {
 	again := strategies.Returned(all, standing(entries), s.named)
 	var links []facts.Interface
 	for _, a := range again {
@@ -186,12 +179,8 @@ func (s *session) movesWhat() *confparse.Config {
 	return &confparse.Config{PhysicalInterfaces: head.PhysicalInterfaces}
 }
 
-// newcomers plans the way of what was plugged in since `up`, but for what is Returned.
-func (s *session) newcomers(ctx context.Context, again []strategies.Standing) ([]plan.Action, error) {
-	all, _, err := s.atHome(ctx)
-	if err != nil {
-		return nil, err
-	}
+// newcomers plans the way of what of atHome was plugged in since `up`, but for what is Returned.
+func (s *session) newcomers(ctx context.Context, all []facts.Interface, again []strategies.Standing) ([]plan.Action, error) {
 	list := slices.DeleteFunc(strategies.Newcomers(s.movesWhat(), all, s.named), func(l facts.Interface) bool {
 		return slices.ContainsFunc(again, func(a strategies.Standing) bool {
 			m, ok := a.Do.(plan.Move)
@@ -201,9 +190,7 @@ func (s *session) newcomers(ctx context.Context, again []strategies.Standing) ([
 	if len(list) == 0 {
 		return nil, nil
 	}
-	actions, err := s.away(ctx, list)
-	// They stand, and must until the last of those that need them has stopped: what is newest is undone first.
-	return slices.DeleteFunc(actions, func(a plan.Action) bool { return a.Do.Kind() == plan.KindResolv || a.Do.Kind() == plan.KindViews }), err
+	return s.away(ctx, list) // their Surroundings stand
 }
 
 // named is namedByUdev, and notes where it is not so.

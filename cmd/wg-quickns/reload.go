@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"wg-quickns/internal/engine"
+	"wg-quickns/internal/facts"
 	"wg-quickns/internal/journal"
 	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/netns"
@@ -66,10 +67,13 @@ func (a app) reload(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	var back []strategies.Standing
 	if s.place.Bare {
-		back, err = s.returned(ctx, entries)
-		rep.Again = append(rep.Again, back...)
+		var all []facts.Interface
+		if all, _, err = s.atHome(ctx); err == nil {
+			var back []strategies.Standing
+			back, err = s.returned(ctx, all, entries)
+			rep.Again = append(rep.Again, back...)
+		}
 	}
 	return errors.Join(err, s.engine.Repair(ctx, engine.Repair{Again: again(rep, entries)}))
 }

@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"wg-quickns/internal/facts"
 	"wg-quickns/internal/journal"
 	"wg-quickns/internal/kernel"
 	"wg-quickns/internal/netns"
@@ -287,8 +288,12 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var wrong []string
+	var all, namesakes []facts.Interface
 	if s.place.Bare {
-		back, err := s.returned(ctx, entries)
+		if all, namesakes, err = s.atHome(ctx); err != nil {
+			return nil, err
+		}
+		back, err := s.returned(ctx, all, entries)
 		if err != nil { // of one interface; what else is broken is said too
 			wrong = append(wrong, firstLine(err.Error()))
 		}
@@ -302,10 +307,6 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 		wrong = append(wrong, "interface "+name+" is gone (hint: was it pulled out?)")
 	}
 	if s.place.Bare {
-		all, namesakes, err := s.atHome(ctx)
-		if err != nil {
-			return nil, err
-		}
 		wrong = append(wrong, strategies.Stuck(s.movesWhat(), all, s.named)...)
 		for _, l := range namesakes {
 			wrong = append(wrong, "interface "+l.Name+" has the name of one that is away (hint: guard keeps it down; rename it, or pull it out)")

@@ -53,7 +53,7 @@ func hosted() strategies.Hosted {
 			{Unit: "NetworkManager.service", Links: []string{"wlan0"}, Addresses: true},
 			{Client: &facts.Client{Args: []string{"dhclient"}}, Links: []string{"eth0"}, Addresses: true},
 		},
-		Views: "/run/views", Resolv: plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Shared: true},
+		Views: "/run/views",
 	}
 }
 
@@ -178,7 +178,9 @@ func newPhysicalLab(t testing.TB) *lab {
 	l := newLab(t)
 	l.stage = func(stages []engine.Stage) []engine.Stage {
 		move := engine.Stage{Name: "physical", Plan: func(context.Context) ([]plan.Action, error) {
-			return strategies.Physical(interfaces(), hosted(), strategies.Place{Birth: physical, Bare: true}), nil
+			place := strategies.Place{Birth: physical, Bare: true}
+			around := strategies.Surroundings(plan.Resolv{Path: "/etc/netns/physical/resolv.conf", Shared: true}, hosted().Views, place)
+			return append(around, strategies.Physical(interfaces(), hosted(), place)...), nil
 		}}
 		return append(slices.Insert(slices.Clone(stages[:3]), 1, move), stages[len(stages)-1])
 	}
