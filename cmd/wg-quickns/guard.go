@@ -451,21 +451,21 @@ func (g *guard) plugged(ctx context.Context, s *session, entries []journal.Entry
 		return err
 	}
 	held := g.hold(ctx, s, all, namesakes)
-	back, err := s.returned(ctx, all, entries)
-	if err != nil { // what is no newcomer is not known
-		return errors.Join(held, err)
+	back, backErr := s.returned(ctx, all, entries)
+	again := append(slices.Clip(rep.Again), back...)
+	fresh, err := s.newcomers(ctx, s.fresh(all, again))
+	lost, lostErr := s.lost(ctx, entries, again)
+	rep.New = append(rep.New, fresh...)
+	if backErr == nil {
+		rep.Again = again
 	}
-	rep.Again = append(rep.Again, back...)
-	lost, lostErr := s.lost(ctx, entries, *rep)
 	for _, name := range lost {
 		if !slices.Contains(g.lost, name) {
 			g.say("interface `%s' is gone (hint: was it pulled out? It is moved again when it is plugged in)", name)
 		}
 	}
 	g.lost = lost
-	fresh, err := s.newcomers(ctx, all, rep.Again)
-	rep.New = append(rep.New, fresh...)
-	return errors.Join(held, lostErr, err)
+	return errors.Join(held, backErr, lostErr, err)
 }
 
 // hold says what stays at home and is a way out past the tunnel, and keeps down of it what

@@ -151,10 +151,10 @@ func (s *session) returned(ctx context.Context, all []facts.Interface, entries [
 }
 
 // lost names the interfaces that are neither away nor to be taken there again.
-func (s *session) lost(ctx context.Context, entries []journal.Entry, rep strategies.Repair) (names []string, err error) {
+func (s *session) lost(ctx context.Context, entries []journal.Entry, again []strategies.Standing) (names []string, err error) {
 	for _, e := range entries {
 		m, ok := e.Do.(plan.Move)
-		if !ok || m.Home || slices.ContainsFunc(rep.Again, func(a strategies.Standing) bool { return a.ID == e.ID }) {
+		if !ok || m.Home || slices.ContainsFunc(again, func(a strategies.Standing) bool { return a.ID == e.ID }) {
 			continue
 		}
 		there := false
@@ -179,18 +179,38 @@ func (s *session) movesWhat() *confparse.Config {
 	return &confparse.Config{PhysicalInterfaces: head.PhysicalInterfaces}
 }
 
-// newcomers plans the way of what of atHome was plugged in since `up`, but for what is Returned.
-func (s *session) newcomers(ctx context.Context, all []facts.Interface, again []strategies.Standing) ([]plan.Action, error) {
-	list := slices.DeleteFunc(strategies.Newcomers(s.movesWhat(), all, s.named), func(l facts.Interface) bool {
+// fresh is what of atHome was plugged in since `up` and is to be moved, but for what is Returned.
+func (s *session) fresh(all []facts.Interface, again []strategies.Standing) []facts.Interface {
+	return slices.DeleteFunc(strategies.Newcomers(s.movesWhat(), all, s.named), func(l facts.Interface) bool {
 		return slices.ContainsFunc(again, func(a strategies.Standing) bool {
 			m, ok := a.Do.(plan.Move)
 			return ok && slices.ContainsFunc(m.Links, func(o facts.Interface) bool { return o.Name == l.Name })
 		})
 	})
+}
+
+// newcomers plans the way of what is fresh. One whose client could not be started again
+// stays, an error, and keeps no other from going.
+func (s *session) newcomers(ctx context.Context, list []facts.Interface) ([]plan.Action, error) {
 	if len(list) == 0 {
 		return nil, nil
 	}
-	return s.away(ctx, list) // their Surroundings stand
+	moves, err := s.away(ctx, list) // their Surroundings stand
+	if err == nil {
+		return moves, nil
+	}
+	rest := slices.DeleteFunc(slices.Clone(list), func(l facts.Interface) bool {
+		together := slices.DeleteFunc(slices.Clone(list), func(o facts.Interface) bool {
+			return o.Index != l.Index && (o.Phy == nil || l.Phy == nil || o.Phy.Index != l.Phy.Index)
+		})
+		_, err := s.owners(ctx, s.place.Target, together)
+		return err != nil
+	})
+	if len(rest) == 0 || len(rest) == len(list) {
+		return nil, err
+	}
+	moves, restErr := s.away(ctx, rest)
+	return moves, errors.Join(err, restErr)
 }
 
 // named is namedByUdev, and notes where it is not so.

@@ -299,7 +299,7 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 		}
 		rep.Again = append(rep.Again, back...)
 	}
-	lost, err := s.lost(ctx, entries, rep)
+	lost, err := s.lost(ctx, entries, rep.Again)
 	if err != nil {
 		return nil, err
 	}
@@ -308,6 +308,9 @@ func (s *session) problems(ctx context.Context) ([]string, error) {
 	}
 	if s.place.Bare {
 		wrong = append(wrong, strategies.Stuck(s.movesWhat(), all, s.named)...)
+		for _, l := range s.fresh(all, rep.Again) {
+			wrong = append(wrong, "interface "+l.Name+" is not moved, and may be a way out past the tunnel (hint: guard moves it, or says why not)")
+		}
 		for _, l := range namesakes {
 			wrong = append(wrong, "interface "+l.Name+" has the name of one that is away (hint: guard keeps it down; rename it, or pull it out)")
 		}

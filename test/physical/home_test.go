@@ -399,7 +399,7 @@ func TestGuard(t *testing.T) {
 func TestStuck(t *testing.T) {
 	for _, link := range []string{"late", "uplink"} {
 		t.Run(link, func(t *testing.T) {
-			w := newWorld(t, "PhysicalInterfaces = uplink, late\n")
+			w := newWorld(t, "PhysicalInterfaces = uplink, late, next\n")
 			mac := strings.TrimSpace(w.NS.Run("cat", "/sys/class/net/uplink/address"))
 			w.up()
 			ns.Run(t, "bash", "-c", "install $(realpath $(which tail)) /run/dhclient")
@@ -417,6 +417,13 @@ func TestStuck(t *testing.T) {
 			if !bed.Wait(5*time.Second, func() bool { return strings.Contains(guard.Says(), "could not be started again") }) {
 				t.Errorf("the guard says %s", guard.Says())
 			}
+			w.NS.Run("ip", "link", "add", "next", "type", "veth", "peer", "name", "nexter")
+			if !bed.Wait(5*time.Second, func() bool { return strings.Contains(w.away("link"), "next@") }) {
+				t.Error("another newcomer does not go")
+			}
+			if link == "late" {
+				w.wants(4, "interface late is not moved", "status", "wg0")
+			}
 			w.NS.Run("ip", "route", "del", "default", "dev", "wg0")
 			if !bed.Wait(2*time.Second, func() bool { return strings.Contains(w.NS.Run("ip", "route"), "default dev wg0") }) {
 				t.Errorf("the default route does not come back:\n%s", w.NS.Run("ip", "route"))
@@ -425,6 +432,7 @@ func TestStuck(t *testing.T) {
 			p.Wait()
 			w.NS.Run("ip", "link", "del", "other")
 			w.wants(0, "", "down", "wg0")
+			w.NS.Run("ip", "link", "del", "next")
 			if r := guard.Wait(); r.Code != 0 {
 				t.Errorf("guard: %s", r)
 			}
