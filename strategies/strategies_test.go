@@ -312,7 +312,7 @@ func TestBornElsewhere(t *testing.T) {
 	}
 	p.Make = []string{"container"}
 	var got []string
-	for _, a := range slices.Concat(Namespaces(p), Create("wg0", p), actions) {
+	for _, a := range slices.Concat(Namespaces(p, nil), Create("wg0", p), actions) {
 		got = append(got, plan.Trace(a.NS, a.Do)...)
 	}
 	want = []string{

@@ -30,14 +30,22 @@ type Place struct {
 // interface, so that no route by the tunnel can catch its encrypted packets.
 func (p Place) Elsewhere() bool { return p.Target != p.Birth }
 
-// Namespaces plans those that are missing.
-func Namespaces(p Place) []plan.Action {
+// Namespaces plans those that are missing, and takes a share in those that other tunnels
+// have yet to delete.
+func Namespaces(p Place, others []plan.Netns) []plan.Action {
 	var actions []plan.Action
 	for _, made := range p.Make {
 		actions = append(actions, plan.Action{
 			Do:   plan.Netns{Name: made},
 			Undo: []plan.Step{plan.Netns{Name: made, Delete: true}},
 			Why:  "a namespace that the config names and that is not there",
+		})
+	}
+	for _, made := range others {
+		actions = append(actions, plan.Action{
+			Do:   plan.Netns{Name: made.Name, Shared: true},
+			Undo: []plan.Step{made},
+			Why:  "another tunnel made it; it goes with the last that is in it",
 		})
 	}
 	return actions

@@ -55,7 +55,7 @@ func (a app) planCommand(ctx context.Context, args []string) error {
 	}
 	list := make([]planned, 0, len(actions))
 	for _, act := range actions {
-		p := planned{Kind: act.Do.Kind(), Commands: plan.Trace(act.NS, act.Do), Undo: []string{}, Reason: act.Why}
+		p := planned{Kind: act.Do.Kind(), Commands: append([]string{}, plan.Trace(act.NS, act.Do)...), Undo: []string{}, Reason: act.Why}
 		for _, undo := range act.Undo {
 			p.Undo = append(p.Undo, plan.Trace(act.NS, undo)...)
 		}

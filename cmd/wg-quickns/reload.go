@@ -118,7 +118,7 @@ func (s *session) inPlace(p place) error {
 		return s.fixed("RoutingStrategy")
 	case !same(p.Hooks, s.place.Hooks):
 		return s.fixed("HookNamespace")
-	case s.cfg.ForeignNamespaces && (head.Spaces[head.Target] == "" || head.Spaces[head.Birth] == ""): // we made one
+	case s.cfg.ForeignNamespaces && slices.ContainsFunc(s.log.Pending(), func(e journal.Entry) bool { return e.Do.Kind() == plan.KindNetns }):
 		return s.fixed("ManageNamespace")
 	case !alike(s.cfg.PhysicalInterfaces, head.PhysicalInterfaces):
 		return s.fixed("PhysicalInterfaces")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -320,7 +321,24 @@ func (s *session) tunnels(ns plan.NS) ([]string, error) {
 	return in, nil
 }
 
-// others lists the undo steps pending in the journals of this namespace's other tunnels.
+// madeByOthers lists the namespaces of the config that other tunnels made and have yet to delete.
+func (s *session) madeByOthers() (list []plan.Netns, err error) {
+	named := func(ns plan.NS) bool { _, ok := ns.Name(); return ok && s.place.spaces[ns] != "" }
+	if s.cfg.ForeignNamespaces || !named(s.place.Target) && !named(s.place.Birth) {
+		return nil, nil
+	}
+	steps, err := s.others()
+	for _, step := range steps {
+		made, ok := step.(plan.Netns)
+		if ok && made.ID != "" && s.place.spaces[plan.Named(made.Name)] == made.ID && !slices.Contains(list, made) {
+			list = append(list, made)
+		}
+	}
+	return list, err
+}
+
+// others lists the undo steps pending in the journals of this namespace's other tunnels,
+// and the namespaces that those of all others have yet to delete.
 func (s *session) others() ([]plan.Step, error) {
 	logs, err := s.otherLogs()
 	if err != nil {
@@ -334,11 +352,11 @@ func (s *session) others() ([]plan.Step, error) {
 	mine := target(s.log)
 	var steps []plan.Step
 	for _, log := range logs {
-		if mine == "" || target(log) != mine {
-			continue
-		}
+		beside := mine != "" && target(log) == mine
 		for _, e := range log.Pending() {
-			steps = append(steps, e.Undo...)
+			if beside || e.Do.Kind() == plan.KindNetns {
+				steps = append(steps, e.Undo...)
+			}
 		}
 	}
 	return steps, nil

@@ -107,7 +107,7 @@ func (s *session) keeps(p place) func(plan.Step) bool {
 		}
 	}
 	for _, e := range s.log.Pending() {
-		if e.Do.Kind() == plan.KindNetns {
+		if made, ok := e.Do.(plan.Netns); ok && !made.Shared {
 			return nil
 		}
 	}
@@ -211,7 +211,8 @@ func (s *session) stages(head journal.Begin) []engine.Stage {
 	}
 	return []engine.Stage{
 		{Name: "namespaces", Global: true, Plan: func(context.Context) ([]plan.Action, error) {
-			return strategies.Namespaces(s.place.Place), nil
+			others, err := s.madeByOthers()
+			return strategies.Namespaces(s.place.Place, others), err
 		}},
 		{Name: "device", Plan: func(context.Context) ([]plan.Action, error) {
 			return append(strategies.Create(s.name, s.place.Place), hooks("PreUp", s.cfg.PreUp)...), nil

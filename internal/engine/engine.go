@@ -157,6 +157,9 @@ func (e *Engine) step(ctx context.Context, lock *global, a plan.Action) (*attemp
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
+	if made, ok := a.Do.(plan.Netns); ok && made.Shared {
+		return nil, e.share(a)
+	}
 	_, sysctl := a.Do.(plan.Sysctl)
 	if sysctl && !lock.held() {
 		if err := lock.take(ctx); err != nil {
@@ -213,8 +216,8 @@ func (e *Engine) shareRoute(a plan.Action) error {
 	return e.share(a)
 }
 
-// share records a sysctl that has its value already: who is last to need it
-// puts the old one back, whoever set it.
+// share records what is as it is to be already, as a sysctl that has its value: who is
+// last to need it undoes it, whoever did it.
 func (e *Engine) share(a plan.Action) error {
 	if len(a.Undo) == 0 {
 		return nil
@@ -395,13 +398,14 @@ func (e *Engine) undoStep(ctx context.Context, lock *global, u undoing) (carried
 	}
 	there := true
 	// A namespace must not go while an `up` is about to move in.
-	if (shared(u.step) || u.step.Kind() == plan.KindNetns) && !lock.held() {
+	common := shared(u.step) || u.step.Kind() == plan.KindNetns
+	if common && !lock.held() {
 		if err := lock.take(ctx); err != nil {
 			return false, err
 		}
 		defer lock.release()
 	}
-	if shared(u.step) {
+	if common {
 		needed, err := e.needed(u.step)
 		if err != nil {
 			return false, fmt.Errorf("who else needs what is undone by %s: %w", first(u.NS, u.step), err)
@@ -452,7 +456,7 @@ func restores(s plan.Step) bool {
 	return ok && v.Restore
 }
 
-// needed says whether another tunnel still needs a sysctl, or a route to an endpoint or nowhere.
+// needed says whether another tunnel still needs a namespace, a sysctl, or a route to an endpoint or nowhere.
 func (e *Engine) needed(s plan.Step) (bool, error) {
 	if e.Others == nil {
 		return false, nil
@@ -463,6 +467,9 @@ func (e *Engine) needed(s plan.Step) (bool, error) {
 		case plan.Sysctl:
 			other, ok := o.(plan.Sysctl)
 			return ok && other.Name == s.Name
+		case plan.Netns:
+			other, ok := o.(plan.Netns)
+			return ok && other.Delete && other.Name == s.Name && other.ID == s.ID && s.ID != ""
 		case plan.Via:
 			other, ok := o.(plan.Via)
 			return ok && other.Delete && other.Route.Dst == s.Route.Dst && other.Route.Metric == s.Route.Metric

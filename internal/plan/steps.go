@@ -397,12 +397,17 @@ type Netns struct {
 	Delete bool   `json:"delete,omitempty"`
 	// ID is the identity of the namespace to delete, "" when it is not known.
 	ID string `json:"id,omitempty"`
+	// Shared says that another tunnel has made it: nothing is done.
+	Shared bool `json:"shared,omitempty"`
 }
 
 func (Netns) Kind() string { return KindNetns }
 
 func (s Netns) Commands() []string {
-	if s.Delete {
+	switch {
+	case s.Shared:
+		return nil
+	case s.Delete:
 		return []string{"ip netns delete " + s.Name}
 	}
 	return []string{"ip netns add " + s.Name, "ip -n " + s.Name + " link set lo up"}

@@ -560,21 +560,18 @@ func TestShared(t *testing.T) {
 		w.want(0, a.Wait())
 		w.want(0, b.Wait())
 		a, b = start("down", "wga"), start("down", "wgb")
-		a.Wait() // the one that made it leaves it, and says so, when it is first
-		b.Wait()
-		w.Down("wga")
-		w.Down("wgb")
+		w.want(0, a.Wait())
+		w.want(0, b.Wait())
 		w.same(before)
 
 		w.want(0, w.Up("wga"))
 		a, b = start("down", "wga"), start("up", "wgb")
-		a.Wait()
+		w.want(0, a.Wait())
 		w.want(0, b.Wait())
 		if out := ns.Run(t, "ip", "-n", "box", "-br", "link"); !strings.Contains(out, "wgb ") {
 			t.Errorf("in the namespace: %s", out)
 		}
 		w.want(0, w.Down("wgb"))
-		w.Down("wga")
 		w.same(before)
 		if t.Failed() {
 			break
@@ -613,12 +610,28 @@ func TestMany(t *testing.T) {
 	w.Config(t, "wgb", strings.ReplaceAll(config(2, "Namespace = box"), "0.0.0.0/0, ::/0", "10.77.0.0/16"))
 	w.want(0, w.Up("wga"))
 	w.want(0, w.Up("wgb"))
-	w.want(1, w.Down("wga"), "wgb") // ours to delete, but not while another tunnel is in it
-	if out := ns.Run(t, "ip", "-n", "box", "-br", "link"); !strings.Contains(out, "wgb") || strings.Contains(out, "wga") {
+	links := func() string { return ns.Run(t, "ip", "-n", "box", "-br", "link") }
+	w.want(0, w.Down("wga")) // the namespace goes with the last
+	if out := links(); !strings.Contains(out, "wgb") || strings.Contains(out, "wga") {
 		t.Errorf("left in it: %s", out)
 	}
+	w.want(0, w.Up("wga"))
 	w.want(0, w.Down("wgb"))
+	if out := links(); !strings.Contains(out, "wga") {
+		t.Errorf("left in it: %s", out)
+	}
 	w.want(0, w.Down("wga"))
+	w.same(before)
+
+	// One that was there before stays.
+	ns.Run(t, "ip", "netns", "add", "box")
+	for _, name := range []string{"wga", "wgb"} {
+		w.want(0, w.Up(name))
+	}
+	for _, name := range []string{"wga", "wgb"} {
+		w.want(0, w.Down(name))
+	}
+	ns.Run(t, "ip", "netns", "delete", "box")
 	w.same(before)
 
 	var running []*bed.Process
@@ -649,12 +662,14 @@ func TestMany(t *testing.T) {
 }
 
 // TestMaker: the tunnel that made a namespace and one that came into it know of each
-// other; what both need stays until the last of them goes.
+// other; what both need stays until the last of them goes. The namespace goes with who
+// made it, where the other is not to delete any: not before that has left.
 func TestMaker(t *testing.T) {
 	w := newWorld(t)
 	before := w.snapshot()
-	for n, name := range []string{"wga", "wgb"} {
-		w.Config(t, name, config(n+1, "Namespace = box\nBirthNamespace = box"))
+	for n, manage := range []string{"true", "false"} {
+		name := []string{"wga", "wgb"}[n]
+		w.Config(t, name, config(n+1, "Namespace = box\nBirthNamespace = box\nManageNamespace = "+manage))
 		w.want(0, w.Up(name))
 	}
 	mark := func(want string) {

@@ -122,6 +122,21 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestBeside: another tunnel has its socket there, and either of them may go first.
+func TestBeside(t *testing.T) {
+	for _, order := range [][]string{{"wg0", "wg1"}, {"wg1", "wg0"}} {
+		t.Run(order[0], func(t *testing.T) {
+			w := newWorld(t, "")
+			w.Config(t, "wg1", "[Interface]\nPrivateKey = "+bed.Key("other")+"\nAddress = 10.9.0.1/24\nBirthNamespace = physical\n[Peer]\nPublicKey = "+bed.Key("peer")+"\nAllowedIPs = 10.9.0.0/24\n")
+			w.up()
+			w.wants(0, "", "up", "wg1")
+			w.wants(0, "", "down", order[0])
+			w.wants(0, "ip netns delete physical", "down", order[1])
+			w.home()
+		})
+	}
+}
+
 // TestTaken: where another interface has the name at home, it stays away, and the
 // next down brings it home.
 func TestTaken(t *testing.T) {
