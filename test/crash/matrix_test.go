@@ -28,7 +28,7 @@ func TestKillSwitch(t *testing.T) {
 		w.text = strings.Replace(bed.FullTunnel(0), "DNS = ", "KillSwitch = true\nDNS = ", 1)
 		w.nft = 8 + 5 // two tables more, with three chains
 	})
-	if slow {
+	if w.few > 0 {
 		w.few = 4
 	}
 	up, down := w.steps()
@@ -90,20 +90,11 @@ func (p *point) breaks(f fault, command string, codes ...int) bed.Result {
 
 const killed = 128 + 9
 
-// killsFew is few, but 0 for the full tunnel in the bed: in the lab too that is killed
-// at each point.
-func (w *world) killsFew() int {
-	if w.home == "" && w.adds == nil {
-		return 0
-	}
-	return w.few
-}
-
 // killed kills up and down at every step. Then down restores everything; or up
 // works, without a down, as if nothing had been, and what follows starts from there.
 func (w *world) killed(up, down []string) {
-	downs := faults(down, w.killsFew(), "kill-before", "kill-after")
-	for i, f := range faults(up, w.killsFew(), "kill-before", "kill-after") {
+	downs := faults(down, w.few, "kill-before", "kill-after")
+	for i, f := range faults(up, w.few, "kill-before", "kill-after") {
 		w.at("up killed, then down: state equal", f.name, func(p *point) {
 			p.none()
 			p.breaks(f, "up", killed)
@@ -218,7 +209,7 @@ func (p *point) quick(r bed.Result) {
 // failingUp leaves nothing. A step that fails is not done; one that lies is, and
 // is reported failed.
 func (w *world) failingUp(steps []string) {
-	for _, f := range faults(steps, w.killsFew(), "fail", "lie") {
+	for _, f := range faults(steps, w.few, "fail", "lie") {
 		w.at("up, "+f.mode+": non-zero, nothing left", f.name, func(p *point) {
 			p.breaks(f, "up")
 			p.clean("after up")

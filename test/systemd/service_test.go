@@ -26,7 +26,7 @@ func active(unit string) string {
 // unitIs waits for a unit's state.
 func unitIs(t *testing.T, unit, want string) {
 	t.Helper()
-	if !bed.Wait(20*time.Second, func() bool { return active(unit) == want }) {
+	if !bed.Wait(time.Minute, func() bool { return active(unit) == want }) {
 		t.Errorf("%s is %s, not %s:\n%s", unit, active(unit), want, ns.Try(exec.Command("systemctl", "status", "--no-pager", "-l", unit)).Stdout)
 	}
 }
