@@ -24,15 +24,7 @@ func Movable(cfg *confparse.Config, all []facts.Interface) ([]facts.Interface, e
 			chosen[l.Index] = true
 		}
 	}
-	for grown := true; grown; {
-		grown = false
-		for _, l := range all {
-			if chosen[l.Index] || !slices.ContainsFunc(all, func(o facts.Interface) bool { return chosen[o.Index] && bound(l, o) }) {
-				continue
-			}
-			chosen[l.Index], grown = true, true
-		}
-	}
+	Together(all, chosen)
 	var list []facts.Interface
 	for _, l := range all {
 		switch {
@@ -152,6 +144,19 @@ func Returned(all []facts.Interface, standing []Standing, ready func(index int) 
 		}
 	}
 	return again
+}
+
+// Together adds to the chosen interfaces, by index, those that can only be where these are.
+func Together(all []facts.Interface, chosen map[int]bool) {
+	for grown := true; grown; {
+		grown = false
+		for _, l := range all {
+			if chosen[l.Index] || !slices.ContainsFunc(all, func(o facts.Interface) bool { return chosen[o.Index] && bound(l, o) }) {
+				continue
+			}
+			chosen[l.Index], grown = true, true
+		}
+	}
 }
 
 // bound says whether two interfaces can only be in the same namespace.

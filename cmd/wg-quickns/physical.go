@@ -199,13 +199,13 @@ func (s *session) newcomers(ctx context.Context, list []facts.Interface) ([]plan
 	if err == nil {
 		return moves, nil
 	}
-	rest := slices.DeleteFunc(slices.Clone(list), func(l facts.Interface) bool {
-		together := slices.DeleteFunc(slices.Clone(list), func(o facts.Interface) bool {
-			return o.Index != l.Index && (o.Phy == nil || l.Phy == nil || o.Phy.Index != l.Phy.Index)
-		})
-		_, err := s.owners(ctx, s.place.Target, together)
-		return err != nil
-	})
+	stay := make(map[int]bool)
+	for _, l := range list {
+		_, err := s.owners(ctx, s.place.Target, []facts.Interface{l})
+		stay[l.Index] = err != nil
+	}
+	strategies.Together(list, stay)
+	rest := slices.DeleteFunc(slices.Clone(list), func(l facts.Interface) bool { return stay[l.Index] })
 	if len(rest) == 0 || len(rest) == len(list) {
 		return nil, err
 	}
